@@ -1,0 +1,3 @@
+"""stars-deploy: data-free ANN-to-SNN distillation with a lowering proved spike for spike."""
+
+__version__ = "0.1.0"
