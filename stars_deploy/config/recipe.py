@@ -1,0 +1,296 @@
+"""Recipes: one TOML file says everything about a teacher and its distillation.
+
+Every field has a default except the teacher's and the data's; unknown keys are errors that name
+the nearest valid key. Defaults are those of the STARS paper (arXiv 2605.27409, appendix A) where
+it states one.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stars_deploy.assets import asset
+from stars_deploy.errors import RecipeError, nearest
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(_Section):
+    """What the teacher was trained on; distillation uses only the constants, never the images."""
+
+    name: str
+    shape: tuple[Positive, Positive, Positive]  # C, H, W
+    classes: tuple[str, ...] = Field(min_length=2)
+    mean: tuple[float, ...]  # per channel, of images in [0, 1]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+    flip: bool = True  # whether a mirrored image is still an image of its class
+    crop_padding: int = Field(default=4, ge=0)  # random shifts up to this many pixels
+
+    @model_validator(mode="after")
+    def _channels_agree(self) -> Data:
+        if not len(self.mean) == len(self.std) == self.shape[0]:
+            raise ValueError(
+                f"mean has {len(self.mean)} and std {len(self.std)} values for {self.shape[0]} channels"
+            )
+        return self
+
+
+class Teacher(_Section):
+    """An ANN with BatchNorm: a network family of ours, its arguments, and its weights."""
+
+    family: str = "cnn"
+    args: dict[str, Any] = Field(default_factory=dict)
+    weights: str | None = None  # safetensors, relative to the recipe's folder
+    sha256: str | None = None
+
+
+class TeacherTraining(_Section):
+    """How `stars-deploy teacher train` trains the teacher with real data."""
+
+    epochs: Positive = 30
+    batch_size: Positive = 128
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: NotNegative = 5e-4
+    seed: int = 0
+
+
+class Neuron(_Section):
+    """The LIF of the student: H = V + (X - (V - V_r)) / tau, spike where H > V_th, reset to V_r."""
+
+    tau: float = Field(default=2.0, ge=1)  # membrane time constant in time steps
+    v_threshold: float = Field(default=1.0, gt=0)
+    v_reset: float = 0.0
+    decay_input: bool = True  # False: H = V (1 - 1/tau) + X
+    surrogate: str = "atan"  # backend fused: atan, sigmoid, triangle, rectangle; norse: its own
+    alpha: float = Field(default=2.0, gt=0)  # sharpness of the surrogate
+    detach_reset: bool = True  # no gradient through the reset
+    backend: Literal["fused", "norse"] = "fused"
+
+
+class Student(_Section):
+    """The spiking network that is trained."""
+
+    architecture: Literal["twin"] = "twin"  # the teacher's layers with every ReLU made a LIF
+    T: Positive = 4  # time steps
+
+
+class Nayer(_Section):
+    """NAYER (noisy layer generation): label embeddings through a re-initialised noisy layer."""
+
+    g_steps: Positive = 75
+    g_life: Positive = 10  # epochs before a new generator
+    g_loops: Positive = 4  # batches per epoch
+    gwp_loops: Positive = 10  # batches per epoch of the warm-up
+    lte: Literal["orthogonal", "random", "onehot"] = "orthogonal"
+    lte_dim: Positive = 512
+    le_emb: Positive = 1000
+    ngf: Positive = 64
+    latent_noise: NotNegative = 0.0  # std of noise added to the label embedding (NAYER: none)
+    bn_momentum: float = Field(default=0.9, ge=0, lt=1)
+    select: Literal["best_per_loop", "last"] = "best_per_loop"
+    harvest_every: int = Field(default=0, ge=0)  # also pool every n-th iterate; 0 = selected only
+    harvest_from: int = Field(default=30, ge=0)  # first iterate of a loop that may be pooled
+
+
+class Synthesis(_Section):
+    """Image synthesis from the teacher."""
+
+    method: Literal["nayer"] = "nayer"
+    batch_size: Positive = 400
+    lr: float = Field(default=4e-3, gt=0)
+    adv: NotNegative = 1.33
+    bn: NotNegative = 20.0
+    oh: NotNegative = 0.75
+    tv: NotNegative = 0.0
+    l2: NotNegative = 0.0
+    bn_loss: Literal["norm", "squared"] = "norm"
+    pixel_images: int = Field(default=0, ge=0)  # images optimised pixel by pixel before epoch 0
+    pixel_steps: Positive = 120
+    nayer: Nayer = Nayer()
+
+
+class Stars(_Section):
+    """STARS: relational consistency (RCA) and tail-aware rate (TAR) alignment, Eq. 12-18."""
+
+    enabled: bool = True
+    lambda_rca: NotNegative = 1.0
+    lambda_tar: NotNegative = 1.0
+    quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.6, 0.7, 0.8, 0.9, 0.95)
+    delta: float = Field(default=0.5, gt=0)
+    layers: Literal["stage_ends", "all", "last"] = "stage_ends"
+    normalization: Literal["teacher_global", "none"] = "teacher_global"
+    detach_teacher: bool = False
+
+
+class Pool(_Section):
+    """The pool of synthetic images that the student is trained on."""
+
+    max_images: Positive | None = None
+    newest_fraction: float = Field(default=0.0, ge=0, le=1)  # share of a batch from the newest round
+
+
+class WarmStart(_Section):
+    """Data-free start of a twin: teacher weights, and per channel an affine fitted to the LIF."""
+
+    enabled: bool = False
+    calibration_images: Positive = 512  # synthetic ones, from the pool
+
+
+class Kd(_Section):
+    """Distillation of the student on pool images: tau^2 KL(teacher/tau || student/tau)."""
+
+    steps: Positive = 1000  # per epoch
+    batch_size: Positive = 512
+    lr: float = Field(default=0.2, gt=0)
+    lr_min: NotNegative = 2e-4
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: NotNegative = 1e-4
+    schedule: Literal["cosine", "onecycle"] = "cosine"  # stepped per epoch, or per step
+    tau: float = Field(default=20.0, gt=0)
+    feature: NotNegative = 0.0  # weight of the relative rate-to-ReLU error (warm start only)
+    bf16: bool = False  # student forward under bfloat16 autocast
+
+
+class Run(_Section):
+    """Length, seed and place of a run."""
+
+    epochs: Positive = 320
+    warmup: int = Field(default=20, ge=0)  # epochs that only fill the pool
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=0, ge=0)  # 0 = torch's default
+    checkpoint_seconds: NotNegative = 15.0  # least time between checkpoints inside an epoch
+
+    @model_validator(mode="after")
+    def _some_epochs_train(self) -> Run:
+        if self.warmup >= self.epochs:
+            raise ValueError(f"warmup is {self.warmup} of {self.epochs} epochs; none would train")
+        return self
+
+
+class Recipe(_Section):
+    """Everything about one teacher and its distillation."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    data: Data
+    teacher: Teacher = Teacher()
+    training: TeacherTraining = TeacherTraining()
+    student: Student = Student()
+    neuron: Neuron = Neuron()
+    synthesis: Synthesis = Synthesis()
+    stars: Stars = Stars()
+    pool: Pool = Pool()
+    warm_start: WarmStart = WarmStart()
+    kd: Kd = Kd()
+    run: Run = Run()
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the recipe with every default written out, ready for JSON or TOML."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def find_recipe(spec: str | Path) -> Path:
+    """Return the recipe file that `spec` names: a path, or the name of a packaged model."""
+    path = Path(spec)
+    if path.is_dir() and (path / "recipe.toml").is_file():
+        return path / "recipe.toml"
+    if path.is_file():
+        return path
+    packaged = asset("models", str(spec), "recipe.toml")
+    if path.name == str(spec) and packaged.is_file():
+        return packaged
+    known = [entry.parent.name for entry in asset("models").glob("*/recipe.toml")]
+    raise RecipeError(f"recipe {str(spec)!r} is neither a file nor a packaged model{nearest(str(spec), known)}")
+
+
+def load_recipe(spec: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate a recipe; `overrides` are ``key.path=value`` strings, values in TOML.
+
+    Raises:
+        RecipeError: unknown recipe, malformed TOML, unknown key, or a value out of range.
+    """
+    path = find_recipe(spec)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise RecipeError(f"{path}: not valid TOML ({problem})") from None
+    for override in overrides:
+        _set(document, override)
+    return parse_recipe(document, str(path))
+
+
+def parse_recipe(document: Mapping[str, Any], origin: str) -> Recipe:
+    """Validate a recipe given as nested mappings; `origin` names it in messages."""
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as problem:
+        raise RecipeError(f"{origin}: {explain(problem, Recipe)}") from None
+
+
+def _set(document: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not separator or not all(parts):
+        raise RecipeError(f"--set {override!r}: expected key.path=value, such as kd.lr=0.05")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string
+    node = document
+    for part in parts[:-1]:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise RecipeError(f"--set {override!r}: {part!r} is a value, not a section")
+        node = child
+    node[parts[-1]] = value
+
+
+def explain(problem: ValidationError, model: type[BaseModel]) -> str:
+    """Turn pydantic's report into one line per mistake: key path, value, what was expected."""
+    lines = []
+    for error in problem.errors():
+        path = ".".join(str(part) for part in error["loc"])
+        if error["type"] == "extra_forbidden":
+            valid = _keys_at(model, error["loc"][:-1])
+            lines.append(f"unknown key {path!r}{nearest(str(error['loc'][-1]), valid)}")
+        elif error["type"] == "missing":
+            lines.append(f"key {path!r} is missing")
+        else:
+            shown = repr(error["input"])
+            shown = shown if len(shown) <= 80 else shown[:77] + "..."
+            lines.append(f"key {path!r} has value {shown}: {error['msg']}")
+    return "; ".join(lines)
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """Return the valid keys of the section at `location`, following lists, tables and optionals."""
+    current: type[BaseModel] | None = model
+    for part in location:
+        if current is None or isinstance(part, int) or part not in current.model_fields:
+            continue
+        current = _section_in(current.model_fields[part].annotation)
+    fields = current.model_fields if current else {}
+    return [field.alias or name for name, field in fields.items()]
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        found = _section_in(argument)
+        if found is not None:
+            return found
+    return None
