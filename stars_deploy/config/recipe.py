@@ -40,7 +40,8 @@ class Data(_Section):
     def _channels_agree(self) -> Data:
         if not len(self.mean) == len(self.std) == self.shape[0]:
             raise ValueError(
-                f"mean has {len(self.mean)} and std {len(self.std)} values for {self.shape[0]} channels"
+                f"mean has {len(self.mean)} and std {len(self.std)} values "
+                f"for {self.shape[0]} channels"
             )
         return self
 
@@ -137,7 +138,9 @@ class Pool(_Section):
     """The pool of synthetic images that the student is trained on."""
 
     max_images: Positive | None = None
-    newest_fraction: float = Field(default=0.0, ge=0, le=1)  # share of a batch from the newest round
+    newest_fraction: float = Field(
+        default=0.0, ge=0, le=1
+    )  # share of a batch from the newest round
 
 
 class WarmStart(_Section):
@@ -213,7 +216,9 @@ def find_recipe(spec: str | Path) -> Path:
     if path.name == str(spec) and packaged.is_file():
         return packaged
     known = [entry.parent.name for entry in asset("models").glob("*/recipe.toml")]
-    raise RecipeError(f"recipe {str(spec)!r} is neither a file nor a packaged model{nearest(str(spec), known)}")
+    raise RecipeError(
+        f"recipe {str(spec)!r} is neither a file nor a packaged model{nearest(str(spec), known)}"
+    )
 
 
 def load_recipe(spec: str | Path, overrides: Sequence[str] = ()) -> Recipe:

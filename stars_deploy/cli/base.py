@@ -1,0 +1,67 @@
+"""What every command shares: errors become messages and exit codes, --json stays clean."""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from stars_deploy import console
+from stars_deploy.errors import StarsError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+INTERRUPTED = 130
+
+
+def command(function: Callable[P, R]) -> Callable[P, R]:
+    """Turn whatever a command raises into a message and the exit code documented for it."""
+
+    @functools.wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except StarsError as error:
+            raise _fail(str(error), error.exit_code) from None
+        except KeyboardInterrupt:
+            raise _fail(
+                "interrupted; a distillation continues with the same command and --resume",
+                INTERRUPTED,
+            ) from None
+        except OSError as error:
+            raise _fail(_explain_os_error(error), 2) from None
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            raise _fail(
+                f"a defect of stars-deploy: {text}\n"
+                "Please report it with the output of the same command under -v "
+                "and of `stars-deploy doctor`.",
+                1,
+            ) from None
+
+    return guarded
+
+
+def _explain_os_error(error: OSError) -> str:
+    place = error.filename or "a file"
+    reason = error.strerror or str(error)
+    return f"{place}: {reason}; expected a readable input and a writable output with free space"
+
+
+def _fail(message: str, code: int) -> typer.Exit:
+    if console.settings.verbose:
+        traceback.print_exc()
+    console.complain(f"Error: {message}")
+    console.emit({"error": {"message": message, "exit_code": code}})
+    return typer.Exit(code)
+
+
+def next_step(text: str) -> None:
+    """Name the next useful command."""
+    console.say(f"Next: {text}")

@@ -1,0 +1,119 @@
+"""`export`, `check`, `simulate`, `validate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stars_deploy import console
+from stars_deploy.cli.base import command, next_step
+from stars_deploy.cli.tables import show_findings, show_simulation, show_validation
+
+Source = Annotated[Path, typer.Argument(help="A run, a bundle or a .nir file.")]
+Profile = Annotated[str, typer.Option(help="Hardware profile: a name or a TOML file.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first images.")]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="Data set: a name, a folder of idx files, or an npz.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+@command
+def export(
+    source: Source,
+    target: Annotated[list[str], typer.Option(help="nir, onnx or loihi; repeat it.")],
+    out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    profile: Profile = "loihi2",
+    golden: Annotated[int, typer.Option(min=1, help="Images recorded in golden.npz.")] = 16,
+    nir_gain: Annotated[
+        str, typer.Option(help="raw: r = 1; folded: 1/tau in the weights, r = tau/dt.")
+    ] = "raw",
+) -> None:
+    """Write a sealed bundle: NIR graph, ONNX models, integer Loihi parameters, golden recordings.
+
+    Example: stars-deploy export run --target nir --target onnx --target loihi --out bundle
+    """
+    from stars_deploy.workflow.export import export as write_bundle
+
+    result = write_bundle(source, target, profile, golden, nir_gain, out)
+    console.emit(result)
+    console.say(f"Bundle: {out} ({', '.join(result['targets'])})")
+    next_step(f"stars-deploy validate {out} --profile {profile}")
+
+
+@command
+def check(source: Source, profile: Profile = "loihi2") -> None:
+    """List everything in a graph that a chip cannot hold or compute, at once.
+
+    Example: stars-deploy check bundle --profile loihi1
+    """
+    from stars_deploy.workflow.check import check as find
+
+    result = find(source, profile)
+    console.emit(result)
+    show_findings(result["findings"])
+    if result["exit_code"]:
+        raise typer.Exit(result["exit_code"])
+    console.say(f"{source} fits profile {profile}.")
+    next_step(f"stars-deploy simulate {source} --profile {profile} --data evaluation")
+
+
+@command
+def simulate(
+    source: Source,
+    profile: Profile = "loihi2",
+    engine: Annotated[
+        str | None, typer.Option(help="float, integer, onnx or lava; default: the profile's.")
+    ] = None,
+    data: DataOption = None,
+    limit: Limit = None,
+    device: Device = "auto",
+) -> None:
+    """Run the network as the profile's hardware would: accuracy, spikes, modeled energy.
+
+    Example: stars-deploy simulate bundle --profile loihi2 --data evaluation
+    """
+    from stars_deploy.workflow.simulate import simulate as run_simulation
+
+    with console.progress() as progress:
+        result = run_simulation(source, profile, engine, data, limit, device, progress)
+    console.emit(result)
+    show_simulation(result)
+    next_step(f"stars-deploy validate {source} --profile {profile}")
+
+
+@command
+def validate(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    profile: Profile = "loihi2",
+    engine: Annotated[
+        str | None, typer.Option(help="float, integer, onnx or lava; default: the profile's.")
+    ] = None,
+    data: DataOption = None,
+    limit: Limit = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds an engine may take.")] = 900.0,
+    device: Device = "auto",
+) -> None:
+    """Say, layer by layer, whether an engine still computes what training measured.
+
+    Example: stars-deploy validate bundle --engine lava --limit 16
+    """
+    from stars_deploy.errors import ParityError
+    from stars_deploy.workflow.validate import validate as judge
+
+    with console.progress() as progress:
+        result = judge(bundle, profile, engine, data, limit, timeout, device, progress)
+    console.emit(result)
+    show_validation(result)
+    if result["verdict"] != "pass":
+        console.complain(f"Error: {result['reason']}")
+        raise typer.Exit(ParityError.exit_code)
+    next_step(f"open {bundle / 'report.html'} in a browser")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the application."""
+    for function in (export, check, simulate, validate):
+        app.command()(function)

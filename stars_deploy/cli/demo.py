@@ -1,0 +1,50 @@
+"""`stars-deploy demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stars_deploy import console
+from stars_deploy.cli.base import command, next_step
+from stars_deploy.cli.tables import show_validation
+
+
+@command
+def demo(
+    out: Annotated[Path, typer.Option(help="Where DIR/run and DIR/bundle go.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the distillation.")] = 0,
+) -> None:
+    """The whole journey on the packaged Fashion-MNIST teacher: a CPU, minutes, no network.
+
+    Distils without data, exports NIR, ONNX and Loihi, simulates, and validates spike for spike;
+    Lava itself judges if its environment is there (`stars-deploy doctor --fix` builds it).
+    """
+    from stars_deploy.workflow.demo import run_demo
+
+    with console.progress() as progress:
+        result = run_demo(out, seed, progress)
+    for validation in result["validations"]:
+        show_validation(validation)
+    _show_accuracies(result)
+    console.emit(result)
+    console.say(f"Report: {result['report']}")
+    next_step(
+        f"stars-deploy validate {out / 'bundle'} --engine lava   |   "
+        f"python {out / 'bundle' / 'run_onnx.py'} {out / 'bundle'}   |   "
+        "stars-deploy distill --help (your own teacher)"
+    )
+
+
+def _show_accuracies(result: dict[str, object]) -> None:
+    accuracies = result["accuracy"]
+    if isinstance(accuracies, dict):
+        rows = [(name, f"{value:.4f}") for name, value in accuracies.items()]
+        console.show(f"Accuracy on {result['n']} images", ("network", "top-1"), rows)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the application."""
+    app.command()(demo)

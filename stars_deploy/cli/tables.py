@@ -1,0 +1,77 @@
+"""Tables of findings, simulations and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from stars_deploy import console
+
+Json = dict[str, Any]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def show_findings(findings: Sequence[Json]) -> None:
+    """One row per finding, with what to do about it."""
+    if findings:
+        rows = [(f["severity"], f["node"], f["code"], f["message"], f["remedy"]) for f in findings]
+        console.show("Findings", ("severity", "node", "code", "finding", "remedy"), rows)
+
+
+def show_simulation(result: Json) -> None:
+    """Accuracy, spikes per layer and modeled energy of one engine."""
+    engine = result["engine"]
+    accuracy = _percent(result["accuracy"])
+    title = f"{engine['name']} {engine['version']} ({engine['kind']}), {result['n']} images"
+    rows = [(x["name"], x["neurons"], _percent(x["rate"]), x["spikes"]) for x in result["layers"]]
+    console.show(f"{title}: accuracy {accuracy}", ("layer", "neurons", "rate", "spikes"), rows)
+    _show_energy(result.get("energy") or [])
+
+
+def _show_energy(energy: Sequence[Json]) -> None:
+    rows = [(e["name"], e["value"], e["unit"], e["kind"], e["source"]) for e in energy]
+    if rows:
+        console.show("Energy", ("quantity", "value", "unit", "kind", "source"), rows)
+
+
+def show_validation(result: Json) -> None:
+    """The verdict and the parity of every layer."""
+    show_parity(result, result["engine"], f"on {result['n']} images, profile {result['profile']}")
+    for other in result.get("also", []):
+        show_parity(other, other["engine"], "the same images")
+    accuracy = result["accuracy"]
+    if accuracy:
+        console.say(
+            f"Accuracy: reference {_percent(accuracy['reference'])}, "
+            f"target {_percent(accuracy['target'])}"
+        )
+    show_findings(result["findings"])
+    for missing in result["engines_not_run"]:
+        console.say(f"Not run: {missing['name']} ({missing['reason']})")
+    console.say(f"Verdict: {result['verdict']}")
+
+
+def show_parity(block: Json, engine: Json, what: str) -> None:
+    """Spikes of target and reference, layer by layer."""
+    rows = [
+        (
+            layer["name"],
+            layer["state"],
+            _percent(layer["rate"]),
+            layer["spikes_reference"],
+            layer["spikes_target"],
+            _percent(layer["relative_difference"]),
+            layer["mismatches"],
+            layer["isolated_mismatches"],
+            layer["near_ties"],
+        )
+        for layer in block["layers"]
+    ]
+    columns = (
+        "layer", "state", "rate", "spikes reference", "spikes target", "difference",
+        "mismatches", "isolated", "near ties",
+    )  # fmt: skip
+    console.show(f"{engine['name']} {engine['version']} ({engine['kind']}) {what}", columns, rows)

@@ -1,0 +1,127 @@
+"""`teacher train`, `distill`, `evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stars_deploy import console
+from stars_deploy.cli.base import command, next_step
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+DataOption = Annotated[
+    str, typer.Option("--data", help="Data set: a name, a folder of idx files, or an npz.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe value: kd.lr=0.05."),
+]
+
+
+@command
+def teacher_train(
+    recipe: Annotated[str, typer.Argument(help="Recipe file or packaged model.")],
+    out: Annotated[Path, typer.Option(help="Folder for teacher.safetensors and summary.json.")],
+    data: DataOption = "fashion-mnist",
+    overrides: SetOption = None,
+    device: Device = "auto",
+) -> None:
+    """Train an ANN teacher with real data.
+
+    Example: stars-deploy teacher train fashion-mnist --out teacher
+    """
+    from stars_deploy.config.recipe import load_recipe
+    from stars_deploy.workflow.teacher import train_teacher
+
+    chosen = load_recipe(recipe, overrides or ())
+    with console.progress() as progress:
+        summary = train_teacher(chosen, data, out, device, progress)
+    console.emit(summary)
+    console.say(f"Accuracy on {summary['n']} test images: {summary['accuracy']:.4f}")
+    next_step(f"stars-deploy distill {recipe} --weights {out / 'teacher.safetensors'} --out run")
+
+
+@command
+def distill(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe file or packaged model.")] = "fashion-mnist",
+    weights: Annotated[
+        Path | None, typer.Option(help="The teacher's weights (safetensors).")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Synthesis method: nayer.")] = None,
+    stars: Annotated[
+        bool | None, typer.Option("--stars/--no-stars", help="RCA and TAR on or off.")
+    ] = None,
+    overrides: SetOption = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and its size; run nothing.")
+    ] = False,
+) -> None:
+    """Distil a teacher into a spiking student without any data.
+
+    Example: stars-deploy distill fashion-mnist --seed 1 --out run
+    """
+    from stars_deploy.config.recipe import find_recipe, load_recipe
+    from stars_deploy.workflow.distill import distill as run
+    from stars_deploy.workflow.distill import plan
+
+    changes = list(overrides or ())
+    for key, value in (("synthesis.method", method), ("run.seed", seed), ("run.device", device)):
+        if value is not None:
+            changes.append(f"{key}={value}")
+    if stars is not None:
+        changes.append(f"stars.enabled={str(stars).lower()}")
+    chosen, origin = load_recipe(recipe, changes), find_recipe(recipe)
+    if dry_run:
+        _show_plan(plan(chosen))
+        return
+    with console.progress() as progress:
+        summary = run(chosen, out, origin=origin, resume=resume, weights=weights, progress=progress)
+    console.emit(summary)
+    console.say(f"Student: {out / 'student.safetensors'} ({summary['wall_time_s']:.0f} s)")
+    next_step(f"stars-deploy evaluate {out} --data evaluation")
+
+
+def _show_plan(plan: dict[str, object]) -> None:
+    console.emit(plan)
+    rows = [(key, value) for key, value in plan.items() if not isinstance(value, dict)]
+    console.show("Plan (nothing was run)", ("what", "value"), rows)
+    next_step("the same command without --dry-run")
+
+
+@command
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a distillation run.")],
+    data: DataOption = "evaluation",
+    device: Device = "auto",
+) -> None:
+    """Measure accuracy (also against T) and spikes per layer; writes RUN/training.json.
+
+    Example: stars-deploy evaluate run --data fashion-mnist
+    """
+    from stars_deploy.workflow.evaluate import evaluate as run_evaluation
+
+    with console.progress() as progress:
+        result = run_evaluation(run, data, device, progress)
+    console.emit(result)
+    console.show(
+        f"{result['n']} images of {result['data']} on {result['device']}",
+        ("T", "accuracy"),
+        [(t + 1, f"{value:.4f}") for t, value in enumerate(result["accuracy_by_t"])],
+    )
+    console.show("Spikes", ("node", "spikes"), list(result["spikes"].items()))
+    next_step(f"stars-deploy export {run} --target nir --target onnx --target loihi --out bundle")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the application."""
+    teacher = typer.Typer(help="Train ANN teachers with real data.", no_args_is_help=True)
+    teacher.command("train")(teacher_train)
+    app.add_typer(teacher, name="teacher")
+    app.command()(distill)
+    app.command()(evaluate)

@@ -1,0 +1,130 @@
+"""What a person or a script sees: tables and progress on stderr, one JSON object on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+#: Long tasks call this with what they do, steps completed, and steps in all.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Settings:
+    """The global options of the command line."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+
+settings = Settings()
+
+
+def no_progress(description: str, completed: int, total: int) -> None:
+    """Report to nobody."""
+
+
+def stderr() -> Console:
+    """Return the console that people read; rich drops colours when it is not a terminal."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print a line for people, unless --quiet."""
+    if not settings.quiet:
+        stderr().print(text, markup=False)
+
+
+def complain(text: str) -> None:
+    """Print an error, also under --quiet."""
+    stderr().print(text, markup=False, style="bold red")
+
+
+def show(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Print a table for people; the first column is left-aligned, numbers are right-aligned."""
+    if settings.quiet:
+        return
+    from rich.markup import escape
+
+    table = _table(title)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(_cell(value)) for value in row))
+    console = stderr()
+    console.soft_wrap = False
+    console.print(table)
+
+
+def _table(title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def emit(result: Mapping[str, Any]) -> None:
+    """Print the command's result as one JSON object on stdout, if --json was given."""
+    if settings.json:
+        sys.stdout.write(json.dumps(result, allow_nan=False, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """Yield a Progress that draws bars on a terminal, and prints one line per task elsewhere."""
+    if settings.quiet:
+        yield no_progress
+        return
+    console = stderr()
+    if not console.is_terminal:
+        yield _line_progress()
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(description: str, completed: int, total: int) -> None:
+            if description not in tasks:
+                tasks[description] = bars.add_task(description, total=total)
+            bars.update(tasks[description], completed=completed, total=total)
+
+        yield advance
+
+
+def _line_progress() -> Progress:
+    finished: set[str] = set()
+
+    def advance(description: str, completed: int, total: int) -> None:
+        if completed >= total and description not in finished:
+            finished.add(description)
+            say(f"{description}: {completed}/{total}")
+
+    return advance
