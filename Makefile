@@ -1,0 +1,42 @@
+# Every target does its own set-up; a bare machine needs make, git and Python >= 3.11 with venv.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+DEMO ?= demo
+
+.PHONY: install lava demo test test-all check bench clean
+
+install: .venv/.ready
+
+.venv/.ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found: install one, or make PYTHON=/path/to/python"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "uv>=0.5"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable . --group dev
+	touch $@
+
+lava: install
+	$(BIN)/stars-deploy doctor --fix
+
+demo: lava
+	$(BIN)/stars-deploy demo --out $(DEMO)
+
+test: lava
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lava
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: lava
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/integer_engine.py
+	$(BIN)/python benchmarks/onnx_latency.py
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
