@@ -13,7 +13,9 @@ DOCUMENT = {
 
 
 def changed(path, value):
-    document = {key: dict(item) if isinstance(item, dict) else item for key, item in DOCUMENT.items()}
+    document = {
+        key: dict(item) if isinstance(item, dict) else item for key, item in DOCUMENT.items()
+    }
     *sections, key = path.split(".")
     node = document
     for section in sections:

@@ -1,4 +1,4 @@
-"""The shape of the package: imports point down, torch stays where it belongs, the wheel is clean."""
+"""The shape of the package: imports point down, torch stays in its place, the wheel is clean."""
 
 import ast
 import subprocess
@@ -28,8 +28,7 @@ ALLOWED = {
     "targets": BASE | {"graph"},
     "simulate": BASE | {"graph"},
     "validate": BASE | {"graph", "targets", "simulate"},
-    "workflow": BASE
-    | {"graph", "networks", "data", "distill", "targets", "simulate", "validate"},
+    "workflow": BASE | {"graph", "networks", "data", "distill", "targets", "simulate", "validate"},
     "cli": BASE | {"workflow"},
     "": set(),
     "__main__": {"cli"},
