@@ -1,0 +1,195 @@
+"""Hardware profiles: one TOML file of data says what a target computes with and what it holds.
+
+A number comes with its unit in the key, and with its source and how far to trust it. What is not
+public is absent: a check that needs an absent limit is not made, and says so.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stars_deploy.assets import asset
+from stars_deploy.config.recipe import explain
+from stars_deploy.errors import RecipeError, nearest
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Confidence = Literal["code", "paper", "secondary", "inferred", "choice"]
+
+
+class Whole(_Section):
+    """An integer constant, its source, and how far to trust it."""
+
+    value: int = Field(ge=0)
+    source: str = Field(min_length=1)
+    confidence: Confidence
+
+
+class Real(_Section):
+    """A real constant, its source, and how far to trust it."""
+
+    value: float = Field(ge=0)
+    source: str = Field(min_length=1)
+    confidence: Confidence
+
+
+class Identity(_Section):
+    """What the profile describes."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    family: Literal["reference", "loihi"]
+    description: str
+    references: tuple[str, ...] = ()
+
+
+class Arithmetic(_Section):
+    """How numbers are held; absent in a profile that computes in floating point.
+
+    A magnitude of n bits means |x| < 2^n. Activations `a` are counted in weight units; the state
+    (u, v) and the threshold are `a` shifted left by `state_shift_bits`.
+    """
+
+    weight_bits: Whole  # two's complement
+    accumulator_magnitude_bits: Whole  # a
+    state_magnitude_bits: Whole  # u, v
+    state_shift_bits: Whole
+    threshold_bits: Whole  # unsigned mantissa
+    decay_bits: Whole  # du, dv in units of 2^-bits
+    bias_magnitude_bits: Whole  # mantissa, besides its sign
+    bias_exponent_max: Whole
+    message_bits: Whole | None = None  # signed graded messages; absent: spikes are binary only
+    decay_rounding: Literal["toward_zero"]
+    spike_comparison: Literal["strict"]
+    reset: Literal["hard_to_zero"]
+
+
+class Limits(_Section):
+    """What one chip holds; an absent limit is unknown."""
+
+    chips: Whole | None = None
+    cores_per_chip: Whole | None = None
+    neurons_per_core: Whole | None = None
+    synaptic_memory_per_core_bit: Whole | None = None
+    input_axons_per_core: Whole | None = None
+    output_axons_per_core: Whole | None = None
+    synaptic_delay_max_steps: Whole | None = None
+
+
+class Operators(_Section):
+    """NIR node types that can be run or lowered."""
+
+    supported: tuple[str, ...] = Field(min_length=1)
+    source: str = Field(min_length=1)
+
+
+class Tolerances(_Section):
+    """How far the target may be from the float reference (fractions)."""
+
+    accuracy_delta: float = Field(ge=0, le=1)
+    total_spikes_relative: float = Field(ge=0)
+    layer_spikes_relative: float = Field(ge=0)
+    source: str = Field(min_length=1)
+
+
+class Energy(_Section):
+    """Energy of one event, in pJ; estimates made from it are modeled, not measured."""
+
+    kind: Literal["modeled"]
+    extrapolated_from: str | None = None  # another chip whose constants these are
+    synaptic_operation_pj: Real
+    neuron_update_active_pj: Real
+    neuron_update_inactive_pj: Real
+    spike_within_tile_pj: Real
+    hop_east_west_pj: Real
+    hop_north_south_pj: Real
+
+
+class Timing(_Section):
+    """Duration of one event, in ns; estimates made from it are modeled, not measured."""
+
+    kind: Literal["modeled"]
+    extrapolated_from: str | None = None
+    synaptic_operation_ns: Real
+    neuron_update_active_ns: Real
+    neuron_update_inactive_ns: Real
+    spike_within_tile_ns: Real
+    hop_east_west_ns: Real
+    hop_north_south_ns: Real
+    barrier_one_tile_ns: Real
+    barrier_all_tiles_ns: Real
+
+
+class Profile(_Section):
+    """One hardware target."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    identity: Identity
+    arithmetic: Arithmetic | None = None
+    limits: Limits = Limits()
+    operators: Operators
+    tolerances: Tolerances
+    energy: Energy | None = None
+    timing: Timing | None = None
+
+    @model_validator(mode="after")
+    def _integer_families_say_how(self) -> Profile:
+        if (self.identity.family == "loihi") != (self.arithmetic is not None):
+            raise ValueError(
+                f"family {self.identity.family!r} and the section 'arithmetic' do not go "
+                f"together: 'loihi' needs it, 'reference' computes in floating point"
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        """Name that bundles and reports carry."""
+        return self.identity.name
+
+
+def profile_names() -> list[str]:
+    """Return the names of the packaged profiles."""
+    return sorted(path.stem for path in asset("hardware_profiles").glob("*.toml"))
+
+
+def find_profile(spec: str | Path) -> Path:
+    """Return the file that `spec` names: a path, or the name of a packaged profile."""
+    path = Path(spec)
+    if path.is_file():
+        return path
+    packaged = asset("hardware_profiles", f"{spec}.toml")
+    if path.name == str(spec) and packaged.is_file():
+        return packaged
+    raise RecipeError(
+        f"profile {str(spec)!r} is neither a file nor a packaged profile"
+        f"{nearest(str(spec), profile_names())}"
+    )
+
+
+def load_profile(spec: str | Path) -> Profile:
+    """Read and validate the profile named `spec`, or the one in the file `spec`.
+
+    Raises:
+        RecipeError: unknown profile, malformed TOML, unknown key, or a value out of range.
+    """
+    path = find_profile(spec)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise RecipeError(f"{path}: not valid TOML ({problem})") from None
+    return parse_profile(document, str(path))
+
+
+def parse_profile(document: Mapping[str, Any], origin: str) -> Profile:
+    """Validate a profile given as nested mappings; `origin` names it in messages."""
+    try:
+        return Profile.model_validate(document)
+    except ValidationError as problem:
+        raise RecipeError(f"{origin}: {explain(problem, Profile)}") from None
