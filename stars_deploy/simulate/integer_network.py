@@ -1,0 +1,327 @@
+"""Reading `network.json` and `network.npz`: integer populations and connections, fully checked.
+
+Nothing here is shared with the code that writes these files: the engine is to judge it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stars_deploy.errors import BundleError
+from stars_deploy.files import read_json, read_npz
+
+Integers = NDArray[np.int64]
+INPUT = "input"
+WEIGHT_RANGE = (-128, 127)
+BIAS_RANGE = (-4096, 4095)
+MESSAGE_LIMIT = 1 << 23  # graded messages of up to 24 bits, signed
+
+
+@dataclass(frozen=True)
+class Population:
+    """Neurons that share `du`, `dv`, `vth`; `shape` is (C, H, W) or (N,)."""
+
+    name: str
+    node: str | None
+    shape: tuple[int, ...]
+    du: int
+    dv: int
+    vth: int
+    bias: Integers | None  # B = mantissa << exponent, shape (C, 1, 1), (C, H, W) or (N,)
+    scale: float  # activation units per unit of V
+    depth: int
+    spiking: bool
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Weights from `source` to `target`: [O, I/groups, KH, KW] or [N_out, N_in]; (H, W) pairs."""
+
+    name: str
+    source: str
+    target: str
+    kind: str
+    weight: Integers
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    graded: bool
+
+
+@dataclass(frozen=True)
+class IntegerNetwork:
+    """A feed-forward integer network; populations come after everything they listen to."""
+
+    T: int
+    version: str
+    input_shape: tuple[int, ...]
+    input_table: Integers  # [C, 256]
+    populations: tuple[Population, ...]
+    connections: tuple[Connection, ...]
+    readout: str
+    divisor: float
+
+    def into(self, name: str) -> list[Connection]:
+        """Return the connections that end in population `name`."""
+        return [item for item in self.connections if item.target == name]
+
+
+def read_network(directory: Path) -> IntegerNetwork:
+    """Read and check `network.json` and `network.npz` of a directory.
+
+    Raises:
+        BundleError: a file is missing or malformed, or a value is outside its range.
+    """
+    document = read_json(directory / "network.json", BundleError)
+    arrays = read_npz(directory / "network.npz", BundleError)
+    return parse_network(document, arrays, str(directory / "network.json"))
+
+
+def parse_network(
+    document: Any, arrays: Mapping[str, NDArray[Any]], origin: str = "network.json"
+) -> IntegerNetwork:
+    """Check a network given as the JSON document and the arrays beside it."""
+    fields = _Fields(document, origin)
+    if fields.integer("schema", 1, 1 << 30) != 1:
+        raise fields.bad("schema", "schema 1")
+    steps = fields.integer("T", 1, 1 << 16)
+    image, table = _input(fields.child("input"), arrays)
+    shapes = {INPUT: image}
+    depths = {INPUT: 0}
+    populations = []
+    for entry in fields.children("populations"):
+        population = _population(entry, arrays, steps)
+        if population.name in shapes:
+            raise entry.bad("name", "a name that no other population has")
+        shapes[population.name] = population.shape
+        depths[population.name] = population.depth
+        populations.append(population)
+    connections = tuple(
+        _connection(entry, arrays, shapes, depths) for entry in fields.children("connections")
+    )
+    _order(populations, connections, origin)
+    readout = fields.child("readout")
+    name = readout.text("population")
+    if name not in [item.name for item in populations if not item.spiking]:
+        raise readout.bad("population", "the name of a population with spiking = false")
+    return IntegerNetwork(
+        T=steps,
+        version=str(document.get("tool_version", "unknown")),
+        input_shape=image,
+        input_table=table,
+        populations=tuple(populations),
+        connections=connections,
+        readout=name,
+        divisor=readout.positive("divisor"),
+    )
+
+
+def _input(fields: _Fields, arrays: Mapping[str, NDArray[Any]]) -> tuple[tuple[int, ...], Integers]:
+    if fields.text("encoding") not in ("signed_q", "pixel_u8"):
+        raise fields.bad("encoding", "signed_q or pixel_u8 (this engine runs no other)")
+    shape = fields.shape("shape_whc")
+    if len(shape) != 3:
+        raise fields.bad("shape_whc", "three numbers: width, height, channels")
+    table = fields.array("table_key", arrays, -MESSAGE_LIMIT, MESSAGE_LIMIT - 1)
+    if table.shape != (shape[0], 256):
+        raise fields.bad("table_key", f"an array of shape {(shape[0], 256)}, not {table.shape}")
+    return shape, table
+
+
+def _population(fields: _Fields, arrays: Mapping[str, NDArray[Any]], steps: int) -> Population:
+    # The reset phase is a matter of the pipelined chip; here every sample starts from rest, so
+    # only the interval must be the length of a sample.
+    if fields.integer("reset_interval", 1, 1 << 16) != steps:
+        raise fields.bad("reset_interval", f"T = {steps}")
+    fields.integer("reset_offset", 0, 1 << 16)
+    shape = fields.shape("shape_whc")
+    exponent = fields.integer("bias_exp", 0, 7)
+    bias = None
+    if fields.get("bias_key") is not None:
+        bias = fields.array("bias_key", arrays, *BIAS_RANGE) << exponent
+        if bias.shape == (shape[0],) and len(shape) == 3:
+            bias = bias[:, None, None]
+        elif bias.shape != shape:
+            raise fields.bad("bias_key", f"shape {(shape[0],)} or {shape}, not {bias.shape}")
+    node = fields.get("node")
+    return Population(
+        name=fields.text("name"),
+        node=None if node is None else fields.text("node"),
+        shape=shape,
+        du=fields.integer("du", -1, 4095),
+        dv=fields.integer("dv", 0, 4096),
+        vth=fields.integer("vth", 0, 131071),
+        bias=bias,
+        scale=fields.positive("scale"),
+        depth=fields.integer("depth", 1, 1 << 16),
+        spiking=fields.flag("spiking"),
+    )
+
+
+def _connection(
+    fields: _Fields,
+    arrays: Mapping[str, NDArray[Any]],
+    shapes: Mapping[str, tuple[int, ...]],
+    depths: Mapping[str, int],
+) -> Connection:
+    source, target = fields.text("source"), fields.text("target")
+    for key, name in (("source", source), ("target", target)):
+        if name not in shapes or (key == "target" and name == INPUT):
+            raise fields.bad(key, "the name of a population")
+    if depths[target] != depths[source] + 1 + fields.integer("delay", 0, 62):
+        raise fields.bad(
+            "delay", f"depths {depths[source]} -> {depths[target]} to differ by 1 + delay"
+        )
+    if fields.integer("weight_exp", -8, 8) != 0:
+        raise fields.bad("weight_exp", "0")
+    connection = Connection(
+        name=fields.text("name"),
+        source=source,
+        target=target,
+        kind=fields.text("kind"),
+        weight=fields.array("weight_key", arrays, *WEIGHT_RANGE),
+        stride=fields.pair("stride", 1),
+        padding=fields.pair("padding", 0),
+        dilation=fields.pair("dilation", 1),
+        groups=fields.integer("groups", 1, 1 << 16),
+        graded=fields.integer("message_bits", 0, 32) > 0,
+    )
+    _check_geometry(fields, connection, shapes[source], shapes[target])
+    return connection
+
+
+def _check_geometry(
+    fields: _Fields, item: Connection, source: tuple[int, ...], target: tuple[int, ...]
+) -> None:
+    weight = item.weight.shape
+    if item.kind == "dense":
+        if weight != (math.prod(target), math.prod(source)):
+            wanted = (math.prod(target), math.prod(source))
+            raise fields.bad("weight_key", f"shape {wanted} (outputs, inputs), not {weight}")
+        return
+    if item.kind != "conv":
+        raise fields.bad("kind", "dense or conv")
+    if len(source) != 3 or len(target) != 3 or len(weight) != 4:
+        raise fields.bad("kind", "source, target and kernel with channels, height and width")
+    channels, outputs = source[0], target[0]
+    if channels % item.groups or outputs % item.groups:
+        raise fields.bad("groups", f"a divisor of {channels} and {outputs} channels")
+    if weight[:2] != (outputs, channels // item.groups):
+        wanted = (outputs, channels // item.groups)
+        raise fields.bad("weight_key", f"{wanted} output and input channels, not {weight[:2]}")
+    size = tuple(
+        (source[1 + i] + 2 * item.padding[i] - item.dilation[i] * (weight[2 + i] - 1) - 1)
+        // item.stride[i]
+        + 1
+        for i in (0, 1)
+    )
+    if size != target[1:]:
+        raise fields.bad("target", f"a population of height and width {size}, not {target[1:]}")
+
+
+def _order(populations: list[Population], connections: tuple[Connection, ...], origin: str) -> None:
+    """Sort populations by depth; refuse sources that send nothing and targets that hear nothing."""
+    populations.sort(key=lambda item: item.depth)
+    silent = {item.name for item in populations if not item.spiking}
+    for connection in connections:
+        if connection.source in silent:
+            raise BundleError(
+                f"{origin}: connection {connection.name!r} starts at the read-out "
+                f"{connection.source!r}, which sends no spikes"
+            )
+    heard = {item.target for item in connections}
+    for population in populations:
+        if population.name not in heard:
+            raise BundleError(f"{origin}: population {population.name!r} has no connection")
+
+
+class _Fields:
+    """Typed access to one JSON object; every complaint names the file, the entry and the key."""
+
+    def __init__(self, value: Any, where: str) -> None:
+        if not isinstance(value, dict):
+            raise BundleError(f"{where}: expected a JSON object, found {type(value).__name__}")
+        self.value = value
+        self.where = where
+
+    def bad(self, key: str, expected: str) -> BundleError:
+        shown = repr(self.value.get(key))[:80]
+        return BundleError(f"{self.where}: {key} = {shown}, expected {expected}")
+
+    def get(self, key: str) -> Any:
+        if key not in self.value:
+            raise BundleError(f"{self.where}: key {key!r} is missing")
+        return self.value[key]
+
+    def child(self, key: str) -> _Fields:
+        return _Fields(self.get(key), f"{self.where}: {key}")
+
+    def children(self, key: str) -> list[_Fields]:
+        entries = self.get(key)
+        if not isinstance(entries, list) or not entries:
+            raise self.bad(key, "a list that is not empty")
+        return [_Fields(entry, f"{self.where}: {key}[{i}]") for i, entry in enumerate(entries)]
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        value = self.get(key)
+        if type(value) is not int or not low <= value <= high:
+            raise self.bad(key, f"an integer from {low} to {high}")
+        return value
+
+    def positive(self, key: str) -> float:
+        value = self.get(key)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise self.bad(key, "a number above 0")
+        return float(value)
+
+    def text(self, key: str) -> str:
+        value = self.get(key)
+        if not isinstance(value, str) or not value:
+            raise self.bad(key, "a name")
+        return value
+
+    def flag(self, key: str) -> bool:
+        value = self.get(key)
+        if not isinstance(value, bool):
+            raise self.bad(key, "true or false")
+        return value
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Read [W, H, C] or [N] and return it as (C, H, W) or (N,)."""
+        value = self.get(key)
+        if (
+            not isinstance(value, list)
+            or len(value) not in (1, 3)
+            or not all(type(item) is int and 0 < item < 1 << 24 for item in value)
+        ):
+            raise self.bad(key, "[width, height, channels] or [neurons]")
+        return tuple(reversed(value))
+
+    def pair(self, key: str, low: int) -> tuple[int, int]:
+        value = self.get(key)
+        if (
+            not isinstance(value, list)
+            or len(value) != 2
+            or not all(type(item) is int and low <= item <= 1 << 16 for item in value)
+        ):
+            raise self.bad(key, f"two integers (height, width) of at least {low}")
+        return value[0], value[1]
+
+    def array(self, key: str, arrays: Mapping[str, NDArray[Any]], low: int, high: int) -> Integers:
+        name = self.text(key)
+        if name not in arrays:
+            raise self.bad(key, f"the name of an array in network.npz: {sorted(arrays)}")
+        value = arrays[name]
+        if not np.issubdtype(value.dtype, np.integer):
+            raise self.bad(key, f"an array of integers, not {value.dtype}")
+        if value.size == 0 or value.min() < low or value.max() > high:
+            raise self.bad(key, f"an array with values from {low} to {high}")
+        return value.astype(np.int64)
