@@ -1,0 +1,106 @@
+"""What a comparison counts, per layer and in all, and how batches add up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from stars_deploy.simulate.recording import EngineInfo
+
+SILENT, SATURATED = 0.005, 0.95  # firing rates beyond which equality proves little
+
+
+@dataclass(frozen=True)
+class LayerParity:
+    """Spikes of one layer, summed over images, steps and neurons.
+
+    Attributes:
+        neuron_steps: images * T * neurons, how many comparisons were made.
+        isolated_mismatches: differences on equal inputs, near ties excluded; None if not run.
+        near_ties: differences on equal inputs that a neuron within 1e-5 of V_th began.
+        unexplained: images whose first difference is in this layer and is no near tie.
+    """
+
+    name: str
+    neurons: int
+    neuron_steps: int
+    spikes_reference: int
+    spikes_target: int
+    mismatches: int
+    isolated_mismatches: int | None
+    near_ties: int
+    unexplained: int
+
+    @property
+    def rate(self) -> float:
+        """Spikes of the reference per neuron and step."""
+        return self.spikes_reference / self.neuron_steps
+
+    @property
+    def state(self) -> Literal["active", "silent", "saturated"]:
+        """Whether the layer fires enough, and not too much, for equality to mean something."""
+        if self.rate < SILENT:
+            return "silent"
+        return "saturated" if self.rate > SATURATED else "active"
+
+    @property
+    def relative_difference(self) -> float:
+        """|target - reference| / max(reference, 1), in spikes."""
+        return relative(self.spikes_reference, self.spikes_target)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Two engines on the same images.
+
+    Attributes:
+        images, labelled: how many images, and how many of them have a label.
+        agreeing, correct_reference, correct_target: numbers of predictions.
+        readout_difference: max |logit difference| on own inputs.
+        isolated_readout: the same where the read-out got equal spikes; None if not run.
+        logit_scale: max |logit| of the reference.
+    """
+
+    reference: EngineInfo
+    target: EngineInfo
+    layers: tuple[LayerParity, ...]
+    images: int
+    labelled: int
+    agreeing: int
+    correct_reference: int
+    correct_target: int
+    readout_difference: float
+    isolated_readout: float | None
+    logit_scale: float
+
+
+def relative(reference: int, target: int) -> float:
+    """Return |target - reference| / max(reference, 1)."""
+    return abs(target - reference) / max(reference, 1)
+
+
+def added(a: Parity, b: Parity) -> Parity:
+    """Return the counts of two batches of images together."""
+    isolated = [x for x in (a.isolated_readout, b.isolated_readout) if x is not None]
+    counts = ("images", "labelled", "agreeing", "correct_reference", "correct_target")
+    return replace(
+        a,
+        layers=tuple(_added_layer(x, y) for x, y in zip(a.layers, b.layers, strict=True)),
+        readout_difference=max(a.readout_difference, b.readout_difference),
+        isolated_readout=max(isolated) if isolated else None,
+        logit_scale=max(a.logit_scale, b.logit_scale),
+        **{name: getattr(a, name) + getattr(b, name) for name in counts},
+    )
+
+
+def _added_layer(a: LayerParity, b: LayerParity) -> LayerParity:
+    none = a.isolated_mismatches is None or b.isolated_mismatches is None
+    counts = (
+        "neuron_steps", "spikes_reference", "spikes_target", "mismatches", "near_ties",
+        "unexplained",
+    )  # fmt: skip
+    return replace(
+        a,
+        isolated_mismatches=None if none else a.isolated_mismatches + b.isolated_mismatches,  # type: ignore[operator]
+        **{name: getattr(a, name) + getattr(b, name) for name in counts},
+    )
