@@ -1,0 +1,197 @@
+"""Everything that keeps a graph from being run, found at once."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import nir
+import numpy as np
+
+from stars_deploy.errors import GraphError
+from stars_deploy.graph.geometry import MAX_ELEMENTS, input_shape, output_shapes, window_of
+from stars_deploy.graph.metadata import metadata_of
+from stars_deploy.graph.order import SPIKING, input_name, output_name, topological_order
+
+SUPPORTED = (
+    nir.Input,
+    nir.Output,
+    nir.Conv1d,
+    nir.Conv2d,
+    nir.Affine,
+    nir.Linear,
+    nir.Scale,
+    nir.AvgPool2d,
+    nir.SumPool2d,
+    nir.Flatten,
+    nir.LIF,
+    nir.IF,
+    nir.LI,
+    nir.Threshold,
+)
+NAME = re.compile(r"[A-Za-z0-9_]+")
+
+_REMEDIES = {
+    "NIRGraph": "inline the subgraph, prefixing its node names",
+    "CubaLIF": "use LIF: set the synaptic time constant to zero and retrain or recalibrate",
+    "CubaLI": "use LI: set the synaptic time constant to zero and retrain or recalibrate",
+    "I": "use LI, or IF where it should spike",
+    "Delay": "remove the delay: layers are evaluated without transport time",
+}
+# Fields that hold one array per node, and those of them that must be positive.
+_ARRAYS = ("weight", "bias", "scale", "tau", "r", "v_leak", "v_reset", "v_threshold", "threshold")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One reason why a graph cannot be run, tied to a node where there is one."""
+
+    code: str
+    node: str | None
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        where = f"{self.node}: " if self.node else ""
+        return f"{where}{self.message}; {self.remedy}"
+
+
+def graph_problems(graph: nir.NIRGraph, metadata: bool = True) -> list[Problem]:
+    """Return every problem of `graph`, an empty list if it can be run; never raises.
+
+    With `metadata` false, a foreign graph without T, mean and std is acceptable.
+    """
+    found = [*_structure(graph)]
+    for name, node in graph.nodes.items():
+        found += _unsupported(name, node) or _values(name, node)
+    if not found:
+        found += _raised("shape", lambda: _check_shapes(graph))
+    if metadata:
+        found += _raised("metadata", lambda: _check_metadata(graph))
+    return found
+
+
+def require_runnable(graph: nir.NIRGraph, where: str, metadata: bool = True) -> None:
+    """Raise GraphError listing the problems of `graph`, prefixed with `where` (a file name)."""
+    found = graph_problems(graph, metadata)
+    if found:
+        shown = "\n  ".join(str(problem) for problem in found[:10])
+        more = f"\n  and {len(found) - 10} more" if len(found) > 10 else ""
+        raise GraphError(f"{where}: this graph cannot be run:\n  {shown}{more}")
+
+
+def _raised(code: str, check: Any) -> list[Problem]:
+    """Run `check`; a GraphError becomes a problem, so that no rule is written twice."""
+    try:
+        check()
+    except GraphError as problem:
+        message, _, remedy = str(problem).rpartition("; ")
+        return [Problem(code, None, message or remedy, remedy if message else "correct the graph")]
+    return []
+
+
+def _structure(graph: nir.NIRGraph) -> Iterator[Problem]:
+    for name in graph.nodes:
+        if not NAME.fullmatch(name):
+            yield Problem(
+                "name", name, "node name outside [A-Za-z0-9_]+", "rename it: names become files"
+            )
+    for edge, count in Counter(map(tuple, graph.edges)).items():
+        if count > 1:
+            yield Problem("edge", edge[0], f"edge to {edge[1]} occurs {count} times", "keep one")
+    for check in (input_name, output_name, topological_order):
+        yield from _raised("structure", lambda check=check: check(graph))
+    fed = {target for _, target in graph.edges}
+    used = {source for source, _ in graph.edges}
+    for name, node in graph.nodes.items():
+        if name not in fed and not isinstance(node, nir.Input):
+            yield Problem("dangling", name, "nothing feeds this node", "connect it or remove it")
+        if name not in used and not isinstance(node, nir.Output):
+            yield Problem("dangling", name, "feeds nothing", "connect it or remove it")
+
+
+def _unsupported(name: str, node: nir.NIRNode) -> list[Problem]:
+    if isinstance(node, SUPPORTED):
+        return []
+    kind = type(node).__name__
+    known = ", ".join(sorted(t.__name__ for t in SUPPORTED))
+    remedy = _REMEDIES.get(kind, f"use {known}")
+    return [Problem("unsupported", name, f"node type {kind} is not supported", remedy)]
+
+
+def _values(name: str, node: nir.NIRNode) -> list[Problem]:
+    found = []
+    arrays = {field: getattr(node, field) for field in _ARRAYS if hasattr(node, field)}
+    for field, value in arrays.items():
+        message = _bad_array(value)
+        if message:
+            found.append(Problem("value", name, f"{field} {message}", "write finite numbers"))
+    if found:
+        return found
+    if "tau" in arrays and (np.asarray(node.tau) <= 0).any():
+        message = f"tau is {np.min(node.tau):g}, expected a positive time in seconds"
+        found.append(Problem("value", name, message, "write tau in steps times dt"))
+    return found + _weights(name, node)
+
+
+def _bad_array(value: Any) -> str | None:
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        return f"has type {array.dtype}, expected numbers"
+    if array.size == 0:
+        return "is empty"
+    if not np.isfinite(array).all():
+        return "holds NaN or infinity"
+    return None
+
+
+def _weights(name: str, node: nir.NIRNode) -> list[Problem]:
+    if not hasattr(node, "weight"):
+        return []
+    axes = {nir.Conv1d: 3, nir.Conv2d: 4}.get(type(node), 2)
+    if node.weight.ndim != axes:
+        message = f"weight has shape {node.weight.shape}, expected {axes} axes"
+        return [Problem("shape", name, message, "write one weight array per layer, no batch axis")]
+    outputs = node.weight.shape[0]
+    found = []
+    if hasattr(node, "bias") and np.shape(node.bias) != (outputs,):
+        message = f"bias has shape {np.shape(node.bias)}, weight has {outputs} outputs"
+        found.append(Problem("shape", name, message, f"write {outputs} bias values"))
+    if axes > 2:
+        found += _raised("shape", lambda: window_of(name, node))
+        groups = int(node.groups)
+        if groups < 1 or outputs % groups:
+            message = f"{groups} groups do not divide {outputs} output channels"
+            found.append(Problem("shape", name, message, "write the kernel expanded, groups 1"))
+    return found
+
+
+def _check_shapes(graph: nir.NIRGraph) -> None:
+    shapes = output_shapes(graph)
+    out = shapes[output_name(graph)]
+    if len(out) != 1:
+        raise GraphError(f"{output_name(graph)}: shape {out}, expected [classes]; add a Flatten")
+    total = sum(int(np.prod(shape)) for shape in shapes.values())
+    if total > MAX_ELEMENTS:
+        raise GraphError(f"graph puts out {total} values per step; the limit is {MAX_ELEMENTS}")
+    if not any(isinstance(node, SPIKING) for node in graph.nodes.values()):
+        raise GraphError("graph has no spiking node; use LIF or IF nodes after the linear layers")
+
+
+def _check_metadata(graph: nir.NIRGraph) -> None:
+    metadata = metadata_of(graph)
+    shape = input_shape(graph)
+    if len(metadata.mean) != shape[0]:
+        raise GraphError(
+            f"graph metadata 'mean' has {len(metadata.mean)} values, the input has {shape[0]} "
+            "channels; write one mean and std per channel"
+        )
+    logits = int(np.prod(graph.nodes[output_name(graph)].output_type["output"]))
+    if metadata.classes and len(metadata.classes) != logits:
+        raise GraphError(
+            f"graph metadata 'classes' has {len(metadata.classes)} names, the output has "
+            f"{logits} values; name each of them or write an empty list"
+        )

@@ -1,0 +1,42 @@
+"""Writing a graph so that equal graphs give equal bytes and nothing is lost on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nir
+
+from stars_deploy.errors import GraphError
+from stars_deploy.files import atomic_path
+from stars_deploy.graph.canonical import canonical, difference
+from stars_deploy.graph.groups import expand_groups
+from stars_deploy.graph.problems import require_runnable
+from stars_deploy.graph.reader import read_graph
+
+
+def write_graph(graph: nir.NIRGraph, path: Path) -> None:
+    """Write `graph` as a .nir file, read it back and compare; `path` changes only on success.
+
+    Grouped convolutions are written expanded, because nir cannot type them.
+    Raises: GraphError when the graph cannot be run, or not be typed by nir (rectangular kernels).
+    """
+    require_runnable(graph, path.name)
+    written = canonical(expand_groups(graph))
+    _require_square_kernels(written)
+    with atomic_path(path) as temporary:
+        nir.write(temporary, written)
+        # nir's own type check is what every other reader runs first.
+        nir.read(temporary)
+        different = difference(written, read_graph(temporary))
+        if different:
+            raise GraphError(f"{path.name}: {different} changed in the file; please report this")
+
+
+def _require_square_kernels(graph: nir.NIRGraph) -> None:
+    for name, node in graph.nodes.items():
+        if isinstance(node, nir.Conv2d) and node.weight.shape[2] != node.weight.shape[3]:
+            kernel = "x".join(map(str, node.weight.shape[2:]))
+            raise GraphError(
+                f"{name}: kernel {kernel}; NIR readers assume square kernels, "
+                "pad the shorter side with zeros (and adapt the padding)"
+            )
