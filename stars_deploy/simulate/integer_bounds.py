@@ -1,0 +1,99 @@
+"""What an integer network can reach at worst, so that the engine need not look at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stars_deploy.simulate.integer_network import INPUT, Connection, IntegerNetwork, Population
+
+STATE_LIMIT = 1 << 23  # |u| < 2^23 never wraps, |v| < 2^23 never clips
+Reals = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Bounds of one population over all inputs.
+
+    Attributes:
+        activation: largest |a|, which also bounds every partial sum of one connection.
+        contained: neither u wraps nor v clips, whatever the input.
+        below_threshold: v never exceeds the threshold.
+    """
+
+    activation: float
+    contained: bool
+    below_threshold: bool
+
+
+def reach(network: IntegerNetwork, population: Population) -> Reach:
+    """Bound the activation and the state of a population over T steps from rest."""
+    low, high, largest = np.zeros(()), np.zeros(()), 0.0
+    for connection in network.into(population.name):
+        below, above = _activation(network, connection, population)
+        low, high = low + below, high + above
+        largest = max(largest, float(-below.min()), float(above.max()))
+    largest = max(largest, float(-low.min()), float(high.max()))
+    bias = np.zeros(()) if population.bias is None else population.bias.astype(np.float64)
+    keep_u, keep_v = 1 - (population.du + 1) / 4096, 1 - population.dv / 4096
+    threshold = float(population.vth << 6)
+    currents = [np.zeros(()), np.zeros(())]
+    voltages = [np.zeros(()), np.zeros(())]
+    peak_u = peak_v = top = 0.0
+    for _ in range(network.T):
+        currents = [
+            np.minimum(currents[0], 0) * keep_u + 64 * low,
+            np.maximum(currents[1], 0) * keep_u + 64 * high,
+        ]
+        carried = np.clip(voltages[1], 0, threshold)
+        voltages = [
+            np.minimum(voltages[0], 0) * keep_v + currents[0] + bias,
+            carried * keep_v + currents[1] + bias,
+        ]
+        peak_u = max(peak_u, float(-currents[0].min()), float(currents[1].max()))
+        peak_v = max(peak_v, float(-voltages[0].min()), float(voltages[1].max()))
+        top = max(top, float(voltages[1].max()))
+    return Reach(
+        activation=largest,
+        contained=peak_u < STATE_LIMIT and peak_v < STATE_LIMIT,
+        below_threshold=top <= threshold,
+    )
+
+
+def _activation(
+    network: IntegerNetwork, connection: Connection, target: Population
+) -> tuple[Reals, Reals]:
+    """Least and greatest sum per output channel or neuron, shaped to broadcast over the target.
+
+    Zero is always a possible message, since padding sends nothing.
+    """
+    weight = connection.weight.astype(np.float64)
+    low, high = _messages(network, connection)
+    if connection.kind == "conv":
+        outputs, per_group = weight.shape[:2]
+        group = np.arange(outputs) // (outputs // connection.groups)
+        inputs = group[:, None] * per_group + np.arange(per_group)
+        low, high = low[inputs][:, :, None, None], high[inputs][:, :, None, None]
+    elif len(low) != weight.shape[1]:  # per channel; a dense matrix sees every pixel
+        repeats = weight.shape[1] // len(low)
+        low, high = np.repeat(low, repeats), np.repeat(high, repeats)
+    axes = tuple(range(1, weight.ndim))
+    below = np.minimum(weight * low, weight * high).sum(axis=axes)
+    above = np.maximum(weight * low, weight * high).sum(axis=axes)
+    shape = (-1, 1, 1) if connection.kind == "conv" else target.shape
+    return below.reshape(shape), above.reshape(shape)
+
+
+def _messages(network: IntegerNetwork, connection: Connection) -> tuple[Reals, Reals]:
+    """Least and greatest message per source channel, zero included."""
+    if connection.source == INPUT and connection.graded:
+        table = network.input_table.astype(np.float64)
+        return np.minimum(table.min(axis=1), 0), np.maximum(table.max(axis=1), 0)
+    shape = (
+        network.input_shape
+        if connection.source == INPUT
+        else next(item.shape for item in network.populations if item.name == connection.source)
+    )
+    return np.zeros(shape[0]), np.ones(shape[0])
