@@ -51,7 +51,10 @@ def window_of(name: str, node: nir.NIRNode) -> Window:
         if min(values) < 1:
             raise GraphError(f"{name}: {field} is {tuple(values)}, expected at least 1")
     window = Window(tuple(kernel), stride, (0,) * axes, dilation)
-    return Window(window.kernel, stride, _padding(name, node, window), dilation)
+    padding = _padding(name, node, window)
+    if pool and any(p >= k for p, k in zip(padding, window.kernel, strict=True)):
+        raise GraphError(f"{name}: padding {padding} of a pool must be smaller than its kernel")
+    return Window(window.kernel, stride, padding, dilation)
 
 
 def _padding(name: str, node: nir.NIRNode, window: Window) -> Shape:
