@@ -15,14 +15,14 @@ Trace: `info` (JSON: engine, versions, timings, sizes), `manifest_sha256` of the
 [N, K] (sum over T, in 1/64 weight units), `readout.saturated` bool [N], `logits` float32 [N, K].
 With --timing nothing is recorded: only `info`, `manifest_sha256` and `image_sha256`.
 
-Exit codes: 0 done; 2 the bundle or the images are not usable; 5 Lava is absent or failed.
+Exit codes: 0 done; 1 Lava failed; 2 the bundle or the images are not usable; 5 Lava, or the
+extension for boards, is not installed.
 """
 
 import argparse
 import contextlib
 import hashlib
 import json
-import logging
 import multiprocessing
 import os
 import platform
@@ -40,11 +40,7 @@ INT8_LIMIT = 127  # Lava's Conv keeps kernel size, stride, padding, dilation and
 
 
 class KitError(Exception):
-    """The bundle or the images cannot be run; the message says what to do."""
-
-
-class LavaError(Exception):
-    """Lava is absent, or failed."""
+    """The bundle or the images cannot be run; the message says why."""
 
 
 # ---- files ---------------------------------------------------------------------------------
@@ -58,10 +54,8 @@ def load_document(bundle):
         with np.load(folder / "network.npz", allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except FileNotFoundError as problem:
-        raise KitError(
-            f"{problem.filename}: no such file; write it with "
-            "`stars-deploy export ... --target loihi`"
-        ) from None
+        remedy = "write it with `stars-deploy export ... --target loihi`"
+        raise KitError(f"{problem.filename}: no such file; {remedy}") from None
     except (OSError, ValueError) as problem:
         raise KitError(f"{folder}: not readable ({problem})") from None
     check_document(document, arrays)
@@ -74,54 +68,41 @@ def check_document(document, arrays):
         raise KitError(f"network.json: schema {document.get('schema')!r}, this kit reads {SCHEMA}")
     encoding = document["input"]["encoding"]
     if encoding not in ("signed_q", "pixel_u8"):
-        raise KitError(
-            f"network.json: input encoding {encoding!r}; this kit sends graded messages "
-            "(signed_q, pixel_u8): export with a profile that has them"
-        )
+        raise KitError(f"input encoding {encoding!r}; this kit knows signed_q and pixel_u8")
+    names = {population["name"] for population in document["populations"]}
     for population in document["populations"]:
         check_population(population, arrays)
-    names = {population["name"] for population in document["populations"]}
     for connection in document["connections"]:
-        for end in ("source", "target"):
-            if connection[end] not in names | {"input"}:
-                raise KitError(
-                    f"{connection['name']}: {end} {connection[end]!r} is not a population"
-                )
+        if connection["source"] not in names | {"input"} or connection["target"] not in names:
+            raise KitError(f"connection {connection['name']!r} does not join two populations")
         check_connection(connection, arrays)
 
 
 def check_population(population, arrays):
     """Refuse a threshold or bias that does not fit Lava's integers (it would wrap silently)."""
-    name = population["name"]
+    name, key = population["name"], population["bias_key"]
     if not 0 <= population["vth"] <= MAX_THRESHOLD:
         raise KitError(f"{name}: vth {population['vth']}, expected 0..{MAX_THRESHOLD}")
-    key = population["bias_key"]
-    if key is not None and np.abs(arrays[key].astype(np.int64)).max(initial=0) > 32767:
+    if key is not None and np.abs(arrays[key].astype(np.int64)).max() > 32767:
         raise KitError(f"{name}: {key} leaves 16 bits")
 
 
 def check_connection(connection, arrays):
     """Refuse a weight that the chip cannot hold, or a size that Lava's Conv cannot."""
     name, kind = connection["name"], connection["kind"]
+    weight = arrays[connection["weight_key"]]
     if kind not in ("conv", "dense"):
         raise KitError(f"{name}: connection kind {kind!r}, this kit knows conv and dense")
-    if connection.get("delay", 0):
-        raise KitError(f"{name}: delay {connection['delay']}, this kit knows 0")
-    weight = arrays[connection["weight_key"]]
-    if weight.min(initial=0) < -128 or weight.max(initial=0) > 127:
+    if connection["delay"] or connection["weight_exp"]:
+        raise KitError(f"{name}: this kit knows delay 0 and weight_exp 0 only")
+    if weight.min() < -128 or weight.max() > 127:
         raise KitError(f"{name}: weights {weight.min()}..{weight.max()}, expected -128..127")
-    if kind == "dense":
-        return
-    if connection.get("weight_exp", 0):
-        raise KitError(f"{name}: weight_exp {connection['weight_exp']}; Lava's Conv ignores it")
     sizes = [connection["groups"], *weight.shape[2:]]
     for key in ("stride", "padding", "dilation"):
         sizes += connection[key]
-    if max(sizes) > INT8_LIMIT:
-        raise KitError(
-            f"{name}: kernel, stride, padding, dilation and groups must be <= {INT8_LIMIT} "
-            "in Lava's Conv; write grouped kernels expanded"
-        )
+    if kind == "conv" and max(sizes) > INT8_LIMIT:
+        keys = "kernel, stride, padding, dilation, groups"
+        raise KitError(f"{name}: {keys} must be <= {INT8_LIMIT} in Lava; write groups expanded")
 
 
 def load_images(bundle, choice, limit):
@@ -133,7 +114,7 @@ def load_images(bundle, choice, limit):
     except (OSError, ValueError, KeyError) as problem:
         raise KitError(f"{path}: expected an npz with `images` ({problem})") from None
     if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
-        raise KitError(f"{path}: images are {images.dtype} {images.shape}, expected uint8 [N,C,H,W]")
+        raise KitError(f"{path}: images are {images.dtype} {images.shape}, not uint8 [N,C,H,W]")
     if limit is not None and not 1 <= limit <= len(images):
         raise KitError(f"--limit {limit}: {path.name} holds {len(images)} images")
     return images[:limit]
@@ -141,107 +122,81 @@ def load_images(bundle, choice, limit):
 
 def quantise(images, document, arrays):
     """Look up each pixel's message: q[n, c, y, x] = table[c, image[n, c, y, x]]."""
-    width, height, channels = document["input"]["shape_whc"]
-    if images.shape[1:] != (channels, height, width):
-        raise KitError(
-            f"images are {images.shape[1:]}, the network takes {(channels, height, width)} (C, H, W)"
-        )
-    table = arrays[document["input"]["table_key"]]
-    return np.stack([table[c][images[:, c]] for c in range(channels)], axis=1).astype(np.int32)
-
-
-def file_sha256(path):
-    """Return the hex SHA-256 of a file, empty where there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    expected = tuple(document["input"]["shape_whc"][::-1])
+    if images.shape[1:] != expected:
+        raise KitError(f"images are {images.shape[1:]}, the network takes {expected} (C, H, W)")
+    table = arrays[document["input"]["table_key"]].astype(np.int32)
+    return np.stack([table[c][images[:, c]] for c in range(len(table))], axis=1)
 
 
 # ---- network -------------------------------------------------------------------------------
 
 
 class Network:
-    """Lava processes: where messages go in, and the neurons of every population."""
+    """Lava processes: `enter` connects an out-port of `input_shape` to the network's inputs."""
 
-    def __init__(self, connect_input, input_shape, neurons):
-        self.connect_input = connect_input  # function: out-port -> None
-        self.input_shape = input_shape  # [W, H, C], or [n] in C, H, W order
-        self.neurons = neurons  # name -> LIF process
-
-    def flat(self, name):
-        """Return whether a population is a vector (C, H, W order) rather than [W, H, C]."""
-        return len(self.neurons[name].s_out.shape) == 1
+    def __init__(self, enter, input_shape, neurons):
+        self.enter = enter
+        self.input_shape = tuple(input_shape)  # (W, H, C), or (n,) in C, H, W order
+        self.neurons = neurons  # population -> LIF process
 
 
-def is_vector(population, document):
-    """Return whether a population is built as a vector: only dense connections end in it."""
-    shape = population["shape_whc"]
-    kinds = {c["kind"] for c in document["connections"] if c["target"] == population["name"]}
-    return len(shape) == 1 or (kinds == {"dense"} and list(shape[:2]) == [1, 1])
+def to_vector(port):
+    """View an out-port as a vector in C, H, W order."""
+    return port if len(port.shape) == 1 else port.transpose([2, 1, 0]).flatten()
 
 
-def as_vector(port, vector):
-    """View an out-port [W, H, C] as a vector in C, H, W order."""
-    return port if vector else port.transpose([2, 1, 0]).flatten()
-
-
-def as_map(port, vector, shape_whc):
-    """View an out-port that is a vector in C, H, W order as [W, H, C]."""
-    return port.reshape(tuple(shape_whc[::-1])).transpose([2, 1, 0]) if vector else port
+def to_map(port, shape_whc):
+    """View an out-port as [W, H, C]."""
+    if len(port.shape) == 3:
+        return port
+    return port.reshape(tuple(shape_whc[::-1])).transpose([2, 1, 0])
 
 
 def build_raw(document, arrays):
     """Build the populations and connections of network.json from Lava's own processes."""
-    populations = {p["name"]: p for p in document["populations"]}
-    vectors = {name: is_vector(p, document) for name, p in populations.items()}
-    neurons = {n: neuron_process(p, arrays, vectors[n]) for n, p in populations.items()}
-    shapes = {name: p["shape_whc"] for name, p in populations.items()}
+    neurons = {p["name"]: neuron_process(p, arrays) for p in document["populations"]}
+    shapes = {p["name"]: p["shape_whc"] for p in document["populations"]}
     shapes["input"] = document["input"]["shape_whc"]
     entries = []
     for connection in document["connections"]:
         source, target = connection["source"], connection["target"]
         synapse = synapse_process(connection, arrays, shapes[source])
-        is_dense = connection["kind"] == "dense"
-
-        def enter(port, vector, synapse=synapse, is_dense=is_dense, shape=shapes[source]):
-            view = as_vector(port, vector) if is_dense else as_map(port, vector, shape)
-            view.connect(synapse.s_in)
-
+        out, shape = synapse.a_out, shapes[target]
+        (to_vector(out) if len(shape) == 1 else to_map(out, shape)).connect(neurons[target].a_in)
         if source == "input":
-            entries.append(enter)
+            entries.append(synapse)
         else:
-            enter(neurons[source].s_out, vectors[source])
-        out = synapse.a_out
-        if not vectors[target]:
-            out = as_map(out, is_dense, shapes[target])
-        elif not is_dense:
-            out = as_vector(out, False)
-        out.connect(neurons[target].a_in)
+            feed(neurons[source].s_out, synapse, shapes[source])
 
-    def connect_input(port):
-        for enter in entries:
-            enter(port, False)
+    def enter(port):
+        for synapse in entries:
+            feed(port, synapse, shapes["input"])
 
-    return Network(connect_input, tuple(shapes["input"]), neurons)
+    return Network(enter, shapes["input"], neurons)
 
 
-def neuron_process(population, arrays, vector):
-    """Build a population: u[t] = a[t] << 6 + decayed u, hard reset, cleared every T steps."""
+def feed(port, synapse, shape_whc):
+    """Connect spikes to a synapse: dense ones take a vector, convolutions a map."""
+    dense = len(synapse.s_in.shape) == 1
+    (to_vector(port) if dense else to_map(port, shape_whc)).connect(synapse.s_in)
+
+
+def neuron_process(population, arrays):
+    """Build a population with hard reset whose state is cleared every `reset_interval` steps."""
     from lava.proc.lif.process import LIFReset
 
-    width, height, channels = ([1, 1] + list(population["shape_whc"]))[-3:]
-    shape = (width * height * channels,) if vector else (width, height, channels)
-    bias = np.zeros(shape, np.int32)
+    shape = tuple(population["shape_whc"])
+    bias = np.zeros(shape[::-1], np.int32)  # [C, H, W] or [n]
     if population["bias_key"] is not None:
         value = arrays[population["bias_key"]].astype(np.int32)
-        if not vector:  # [C] or [C, H, W]
-            value = np.broadcast_to(value.reshape((channels,) + (value.shape[1:] or (1, 1))),
-                                    (channels, height, width)).transpose(2, 1, 0)
-        bias[...] = value.reshape(shape)
+        bias += value.reshape(value.shape + (1,) * (bias.ndim - value.ndim))
     return LIFReset(
         shape=shape,
         du=population["du"],
         dv=population["dv"],
         vth=population["vth"],
-        bias_mant=bias,
+        bias_mant=np.ascontiguousarray(bias.transpose()),
         bias_exp=population["bias_exp"],
         reset_interval=population["reset_interval"],
         reset_offset=population["reset_offset"],
@@ -252,32 +207,30 @@ def neuron_process(population, arrays, vector):
 def synapse_process(connection, arrays, source_whc):
     """Build a connection whose effective weights are exactly the integers of network.npz."""
     weight = arrays[connection["weight_key"]].astype(np.int32)
-    bits = connection.get("message_bits", 0)
     if connection["kind"] == "dense":
         from lava.proc.dense.process import Dense
         from lava.utils.weightutils import SignMode
 
-        # Mixed-sign weights are floored to even numbers by Lava (9 bits, the lowest dropped):
-        # 2W is even, and the exponent -1 takes the factor back from the sum, exactly.
+        # Lava floors weights of mixed sign to even numbers (9 bits, the lowest dropped): 2W is
+        # even, and the exponent -1 takes the factor back from the sum, exactly.
         return Dense(
             weights=2 * weight,
-            weight_exp=connection.get("weight_exp", 0) - 1,
+            weight_exp=-1,
             sign_mode=SignMode.MIXED,
-            num_message_bits=bits,
+            num_message_bits=connection["message_bits"],
             name=connection["name"],
         )
     from lava.proc.conv.process import Conv
 
     # Lava convolves (flipped kernel) in [O, KW, KH, I]; the file holds a cross-correlation.
-    flipped = np.ascontiguousarray(weight[:, :, ::-1, ::-1].transpose(0, 3, 2, 1))
     return Conv(
-        weight=flipped,
-        input_shape=tuple(([1, 1] + list(source_whc))[-3:]),
+        weight=np.ascontiguousarray(weight[:, :, ::-1, ::-1].transpose(0, 3, 2, 1)),
+        input_shape=tuple(source_whc),
         stride=tuple(connection["stride"][::-1]),
         padding=tuple(connection["padding"][::-1]),
         dilation=tuple(connection["dilation"][::-1]),
         groups=connection["groups"],
-        num_message_bits=bits,
+        num_message_bits=connection["message_bits"],
         name=connection["name"],
     )
 
@@ -297,29 +250,15 @@ def build_netx(document, path):
             input_message_bits=document["input"]["bits"],
         )
     populations = document["populations"]
-    if len(net.layers) != len(populations):
-        raise KitError(
-            f"{path.name} has {len(net.layers)} blocks, network.json {len(populations)} populations"
-        )
-    neurons = {p["name"]: layer.neuron for p, layer in zip(populations, net.layers)}
-    for population in populations:
-        expected, built = population["shape_whc"], neurons[population["name"]].s_out.shape
-        if np.prod(expected) != np.prod(built):
-            raise KitError(f"{path.name}: {population['name']} is {built}, expected {expected}")
+    shapes = [list(layer.neuron.s_out.shape) for layer in net.layers]
+    if shapes != [population["shape_whc"] for population in populations]:
+        raise KitError(f"{path.name}: blocks of shapes {shapes} are not those of network.json")
+    names = [population["name"] for population in populations]
+    neurons = {name: layer.neuron for name, layer in zip(names, net.layers)}
     return Network(lambda port: port.connect(net.inp), net.inp.shape, neurons)
 
 
 # ---- run -----------------------------------------------------------------------------------
-
-
-def source_process(network, messages, T):
-    """Send image k in steps k*T + 1 .. (k + 1)*T: the same values in each (direct coding)."""
-    from lava.proc.io.source import RingBuffer
-
-    vector = len(network.input_shape) == 1
-    values = messages.reshape(len(messages), -1) if vector else messages.transpose(0, 3, 2, 1)
-    values = values.reshape((len(messages),) + tuple(network.input_shape))
-    return RingBuffer(data=np.repeat(np.moveaxis(values, 0, -1), T, axis=-1))
 
 
 def recorder_model():
@@ -359,61 +298,59 @@ def attach_recorders(network, steps, folder, hardware):
 
     files = {}
     for index, (name, neuron) in enumerate(network.neurons.items()):
-        shape = neuron.s_out.shape
+        port = neuron.s_out
         files[name] = os.path.join(folder, f"{index}.npy")
-        np.lib.format.open_memmap(
-            files[name], mode="w+", dtype=np.uint8, shape=(steps, int(np.prod(shape)))
-        ).flush()
-        sink = RingBuffer(shape=shape, buffer=1)
+        size = (steps, int(np.prod(port.shape)))
+        np.lib.format.open_memmap(files[name], mode="w+", dtype=np.uint8, shape=size).flush()
+        sink = RingBuffer(shape=port.shape, buffer=1)
         sink.proc_params["path"] = files[name]
         if hardware:
             from lava.proc import embedded_io
 
-            adapter = embedded_io.spike.NxToPyAdapter(shape=shape, num_message_bits=0)
-            neuron.s_out.connect(adapter.inp)
-            adapter.out.connect(sink.a_in)
-        else:
-            neuron.s_out.connect(sink.a_in)
+            adapter = embedded_io.spike.NxToPyAdapter(shape=port.shape, num_message_bits=0)
+            port.connect(adapter.inp)
+            port = adapter.out
+        port.connect(sink.a_in)
     return files
 
 
-def attach_input(network, source, hardware, bits):
-    """Connect the host's messages to the network, on a board through an adapter."""
+def attach_source(network, messages, document, hardware):
+    """Send image k in steps k*T + 1 .. (k + 1)*T, the same values in each (direct coding)."""
+    from lava.proc.io.source import RingBuffer
+
+    values = messages.transpose(0, 3, 2, 1)
+    if len(network.input_shape) == 1:
+        values = messages.reshape(len(messages), -1)
+    source = RingBuffer(data=np.repeat(np.moveaxis(values, 0, -1), document["T"], axis=-1))
     port = source.s_out
     if hardware:
         from lava.proc import embedded_io
 
-        spatial = len(network.input_shape) == 3
-        kinds = embedded_io.spike
-        adapter = (kinds.PyToN3ConvAdapter if spatial else kinds.PyToNxAdapter)(
-            shape=network.input_shape, num_message_bits=bits
-        )
+        spikes = embedded_io.spike
+        kind = spikes.PyToN3ConvAdapter if len(port.shape) == 3 else spikes.PyToNxAdapter
+        adapter = kind(shape=port.shape, num_message_bits=document["input"]["bits"])
         port.connect(adapter.inp)
         port = adapter.out
-    network.connect_input(port)
+    network.enter(port)
+    return source
 
 
 def run_config(hardware):
     """Return Lava's run configuration: its fixed-point models, or a Loihi 2 board."""
-    sink, recorder = recorder_model()
-    if not hardware:
-        from lava.magma.core.run_configs import Loihi2SimCfg
-
-        return Loihi2SimCfg(select_tag="fixed_pt", exception_proc_model_map={sink: recorder})
-    from lava.magma.core.run_configs import Loihi2HwCfg
-
-    return Loihi2HwCfg(exception_proc_model_map={sink: recorder})
-
-
-def require_board():
-    """Refuse --run-config hardware where Intel's extension for boards is not installed."""
+    from lava.magma.core import run_configs
     from lava.utils.loihi import is_installed
 
-    if not is_installed():
-        raise LavaError(
-            "--run-config hardware: Intel's lava-loihi extension is not installed here; it comes "
-            "with access to a Loihi 2 system (INRC). Run this script there, or use sim"
+    sink, recorder = recorder_model()
+    if not hardware:
+        return run_configs.Loihi2SimCfg(
+            select_tag="fixed_pt", exception_proc_model_map={sink: recorder}
         )
+    if not is_installed():
+        raise ImportError(
+            "--run-config hardware needs Intel's lava-loihi extension, which comes with access "
+            "to a Loihi 2 system (INRC): run this script there, or use sim"
+        )
+    return run_configs.Loihi2HwCfg(exception_proc_model_map={sink: recorder})
 
 
 @contextlib.contextmanager
@@ -424,10 +361,22 @@ def runtime(process, config):
         yield
         process.stop()
     except BaseException:
-        # A failed or interrupted runtime waits for answers that never come.
+        if process.runtime is not None:
+            report_failures(process.runtime)
+            # A failed or interrupted runtime waits for answers that never come, in stop() and
+            # in its destructor, which calls stop().
+            process.runtime._is_started = False
         for child in multiprocessing.active_children():
             child.terminate()
         raise
+
+
+def report_failures(runtime_):
+    """Print what went wrong inside Lava's processes; Lava itself only says how often."""
+    infrastructure = runtime_._messaging_infrastructure
+    for actor in infrastructure.actors if infrastructure else []:
+        if actor.exception:
+            print(actor.exception[1], file=sys.stderr)
 
 
 def advance(process, steps):
@@ -437,22 +386,21 @@ def advance(process, steps):
     process.run(condition=RunSteps(num_steps=int(steps)))
 
 
-def stream(network, document, messages, hardware, folder):
+def record(network, document, messages, hardware, folder):
     """Run all images, recording; return spike files, read-out voltages [N, K] and timings."""
-    T, N = document["T"], len(messages)
-    readout = network.neurons[document["readout"]["population"]]
-    depth = depths(document)[document["readout"]["population"]]
+    T, N, readout = document["T"], len(messages), document["readout"]["population"]
+    depth = depth_of(document, readout)
+    config = run_config(hardware)
     files = attach_recorders(network, N * T + depth, folder, hardware)
-    source = source_process(network, messages, T)
-    attach_input(network, source, hardware, document["input"]["bits"])
-    started = time.perf_counter()
+    source = attach_source(network, messages, document, hardware)
     voltages = []
-    with runtime(source, run_config(hardware)):
+    started = time.perf_counter()
+    with runtime(source, config):
         ready = time.perf_counter()
         advance(source, depth)
         for k in range(N):
             advance(source, T)
-            voltages.append(np.asarray(readout.v.get()).reshape(-1).astype(np.int32))
+            voltages.append(network.neurons[readout].v.get().reshape(-1).astype(np.int32))
             show_progress(k + 1, N)
         ended = time.perf_counter()
     times = {"startup_s": ready - started, "run_s": ended - ready, "steps": N * T + depth}
@@ -462,11 +410,11 @@ def stream(network, document, messages, hardware, folder):
 def measure(network, document, messages, hardware):
     """Run all images without recording; the rate excludes start-up and the first L steps."""
     T, N = document["T"], len(messages)
-    depth = depths(document)[document["readout"]["population"]]
-    source = source_process(network, messages, T)
-    attach_input(network, source, hardware, document["input"]["bits"])
+    depth = depth_of(document, document["readout"]["population"])
+    config = run_config(hardware)
+    source = attach_source(network, messages, document, hardware)
     started = time.perf_counter()
-    with runtime(source, run_config(hardware)):
+    with runtime(source, config):
         ready = time.perf_counter()
         advance(source, depth)
         filled = time.perf_counter()
@@ -492,28 +440,21 @@ def show_progress(done, total):
 # ---- trace ---------------------------------------------------------------------------------
 
 
-def depths(document):
-    """Return each population's depth: connections from the input to it."""
-    return {p["name"]: p["depth"] for p in document["populations"]}
+def depth_of(document, name):
+    """Return a population's depth: the connections between the input and it."""
+    return {p["name"]: p["depth"] for p in document["populations"]}[name]
 
 
-def window(rows, depth, T, N):
-    """Cut a population's rows [steps, n] into its images: [T, N, n]."""
-    return rows[depth : depth + N * T].reshape(N, T, -1).transpose(1, 0, 2)
-
-
-def read_spikes(network, document, files, N):
-    """Return uint8 spikes per population: [T, N, C, H, W], or [T, N, n] for a vector."""
+def read_spikes(document, files, N):
+    """Return every population's spikes, uint8 [T, N, C, H, W] or [T, N, n]."""
     T, spikes = document["T"], {}
     for population in document["populations"]:
-        name = population["name"]
-        values = window(np.load(files[name]), population["depth"], T, N)
-        if not network.flat(name):
-            values = values.reshape((T, N) + network.neurons[name].s_out.shape)
+        first = population["depth"]  # row 0 is step 1
+        rows = np.load(files[population["name"]])[first : first + N * T]
+        values = rows.reshape([N, T, *population["shape_whc"]]).swapaxes(0, 1)
+        if values.ndim == 5:
             values = values.transpose(0, 1, 4, 3, 2)
-        elif not is_vector(population, document):
-            values = values.reshape((T, N) + tuple(population["shape_whc"][::-1]))
-        spikes[name] = np.ascontiguousarray(values)
+        spikes[population["name"]] = np.ascontiguousarray(values)
     return spikes
 
 
@@ -521,46 +462,45 @@ def run(bundle, images, network="raw", hardware=False, timing=False):
     """Run uint8 images [N, C, H, W] through a bundle; return the arrays of the trace."""
     document, arrays = load_document(bundle)
     messages = quantise(images, document, arrays)
-    if hardware:
-        require_board()
     if network == "netx":
         built = build_netx(document, Path(bundle) / "loihi" / "network.net")
     else:
         built = build_raw(document, arrays)
+    manifest = Path(bundle) / "manifest.json"
+    seal = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
     trace = {
-        "manifest_sha256": np.array(file_sha256(Path(bundle) / "manifest.json")),
+        "manifest_sha256": np.array(seal),
         "image_sha256": np.array([hashlib.sha256(i.tobytes()).hexdigest() for i in images]),
     }
     if timing:
         times = measure(built, document, messages, hardware)
     else:
         with tempfile.TemporaryDirectory(prefix="run_lava.") as folder:
-            files, voltages, times = stream(built, document, messages, hardware, folder)
-            spikes = read_spikes(built, document, files, len(images))
-        trace.update(outputs(document, spikes, voltages))
+            files, voltages, times = record(built, document, messages, hardware, folder)
+            trace.update(outputs(document, read_spikes(document, files, len(images)), voltages))
     trace["info"] = np.array(json.dumps(describe(document, images, network, hardware, times)))
     return trace
 
 
 def outputs(document, spikes, voltages):
     """Return the arrays of a recorded run; logits = v / divisor."""
-    name = document["readout"]["population"]
-    # A read-out at the highest threshold fires only where its voltage was clipped.
-    saturated = spikes[name].any(axis=(0, *range(2, spikes[name].ndim)))
+    # A read-out has the highest threshold: it fires only where its voltage was clipped.
+    clipped = spikes[document["readout"]["population"]].any(axis=0).reshape(len(voltages), -1)
     spiking = [p["name"] for p in document["populations"] if p["spiking"]]
-    arrays = {f"spikes.{key}": spikes[key] for key in spiking}
+    arrays = {f"spikes.{name}": spikes[name] for name in spiking}
     arrays["readout.v"] = voltages
-    arrays["readout.saturated"] = saturated
+    arrays["readout.saturated"] = clipped.any(axis=1)
     arrays["logits"] = (voltages / document["readout"]["divisor"]).astype(np.float32)
     return arrays
 
 
 def describe(document, images, network, hardware, times):
     """Return who ran what, and how long it took."""
+    packages = {name: metadata.version(name) for name in ("numpy", "lava-nc", "lava-dl")}
     return {
         "schema": SCHEMA,
         "engine": "lava-netx" if network == "netx" else "lava-fixed_pt",
-        "version": metadata.version("lava-nc"),
+        "version": packages["lava-nc"],
         "kind": "measured" if hardware else "simulated",
         "network": network,
         "run_config": "hardware" if hardware else "sim",
@@ -568,25 +508,19 @@ def describe(document, images, network, hardware, times):
         "T": document["T"],
         "populations": [p["name"] for p in document["populations"] if p["spiking"]],
         "timings": times,
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            **{name: metadata.version(name) for name in ("lava-nc", "lava-dl")},
-        },
+        "versions": {"python": platform.python_version(), **packages},
     }
 
 
 def write_trace(path, trace):
     """Write the trace under a temporary name first: a failed run leaves an earlier one alone."""
-    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream_:
-            np.savez_compressed(stream_, **trace)
-        os.replace(temporary, path)
+        with temporary.open("wb") as stream:
+            np.savez_compressed(stream, **trace)
+        temporary.replace(path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def arguments():
@@ -596,7 +530,7 @@ def arguments():
     parser.add_argument("trace", type=Path)
     parser.add_argument("--network", choices=("raw", "netx"), default="raw")
     parser.add_argument("--images", default="golden", help="golden, or an npz with `images`")
-    parser.add_argument("--limit", type=int)
+    parser.add_argument("--limit", type=int, help="the first N images")
     parser.add_argument("--run-config", choices=("sim", "hardware"), default="sim")
     parser.add_argument("--timing", action="store_true", help="report rates, record nothing")
     return parser.parse_args()
@@ -605,16 +539,15 @@ def arguments():
 def main():
     """Run the command line; return the exit code."""
     options = arguments()
-    logging.captureWarnings(True)
+    hardware = options.run_config == "hardware"
     try:
         images = load_images(options.bundle, options.images, options.limit)
-        hardware = options.run_config == "hardware"
         trace = run(options.bundle, images, options.network, hardware, options.timing)
         write_trace(options.trace, trace)
     except KitError as problem:
         print(f"run_lava: {problem}", file=sys.stderr)
         return 2
-    except (LavaError, ImportError) as problem:
+    except ImportError as problem:
         print(f"run_lava: {problem}", file=sys.stderr)
         return 5
     print(trace["info"].item())
