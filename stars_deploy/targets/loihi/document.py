@@ -1,0 +1,126 @@
+"""`network.json` and `network.npz`: the integers of a lowered network, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stars_deploy import __version__
+from stars_deploy.files import write_json, write_npz
+from stars_deploy.graph.geometry import Shape
+from stars_deploy.graph.metadata import GraphMetadata
+from stars_deploy.targets.loihi.encode import InputCode
+from stars_deploy.targets.loihi.quantise import Quantised
+from stars_deploy.targets.loihi.stages import INPUT, Stage
+
+Array = NDArray[Any]
+BIAS_EXPONENT = 6  # a bias of 1 weighs as much as an activation of 1; NetX knows no other
+NO_CURRENT_MEMORY = 4095  # du: the current is the activation of the step, nothing more
+
+AXES = {
+    "shape_whc": "width, height, channels; dense populations have one axis",
+    "input_table": "channel, pixel value 0..255; the message is table[channel, pixel]",
+    "conv weight": "output channel, input channel / groups, kernel height, kernel width; "
+    "cross-correlation, as in PyTorch",
+    "dense weight": "output, input; a map of (C, H, W) is flattened in this order",
+    "bias": "output channel, or one value per neuron in the order (C, H, W)",
+    "stride, padding, dilation": "height, width",
+}
+
+
+@dataclass(frozen=True)
+class LoweredNetwork:
+    """A network in Loihi's integers."""
+
+    document: Mapping[str, Any]
+    arrays: Mapping[str, Array]
+
+    def write(self, directory: Path) -> None:
+        """Write network.json and network.npz; equal networks give equal bytes."""
+        write_npz(directory / "network.npz", self.arrays)
+        write_json(directory / "network.json", self.document)
+
+
+def assemble(
+    stages: Sequence[Stage],
+    integers: Sequence[Quantised],
+    decays: Sequence[int],
+    code: InputCode,
+    shape: Shape,
+    metadata: GraphMetadata,
+    profile: str,
+    bits: int,
+) -> LoweredNetwork:
+    """Put quantised stages together; `shape` is the image's (C, H, W)."""
+    arrays: dict[str, Array] = {"input_table": code.table}
+    populations, connections = [], []
+    for stage, found, decay in zip(stages, integers, decays, strict=True):
+        populations.append(_population(stage, found, decay, metadata.T))
+        if found.bias.any():
+            arrays[f"b.{stage.name}"] = found.bias
+        for item, weight in zip(stage.incoming, found.weights, strict=True):
+            arrays[f"w.{item.node}"] = weight
+            connections.append(
+                {
+                    "name": item.node,
+                    "node": item.node,
+                    "source": item.source,
+                    "target": stage.name,
+                    "kind": item.kind,
+                    "weight_key": f"w.{item.node}",
+                    "stride": list(item.stride),
+                    "padding": list(item.padding),
+                    "dilation": list(item.dilation),
+                    "groups": item.groups,
+                    "delay": 0,
+                    "message_bits": bits if item.source == INPUT else 0,
+                    "weight_exp": 0,
+                }
+            )
+    document = {
+        "schema": 1,
+        "tool_version": __version__,
+        "profile": profile,
+        "T": metadata.T,
+        "input": {
+            "encoding": "signed_q",
+            "bits": bits,
+            "scale": code.k,
+            "mean": list(metadata.mean),
+            "std": list(metadata.std),
+            "table_key": "input_table",
+            "shape_whc": list(reversed(shape)),
+        },
+        "populations": populations,
+        "connections": connections,
+        "readout": {
+            "population": stages[-1].name,
+            "divisor": 64 * integers[-1].scale * metadata.T,
+        },
+        "axes": AXES,
+    }
+    return LoweredNetwork(document, arrays)
+
+
+def _population(stage: Stage, found: Quantised, decay: int, steps: int) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "node": stage.name,
+        "shape_whc": [int(size) for size in reversed(stage.shape)],
+        "du": NO_CURRENT_MEMORY,
+        "dv": decay,
+        "vth": found.threshold,
+        "bias_exp": BIAS_EXPONENT,
+        "bias_key": f"b.{stage.name}" if np.any(found.bias) else None,
+        "reset_interval": steps,
+        # Data of a sample reach this depth that many steps after its first step.
+        "reset_offset": (1 + stage.depth) % steps,
+        "depth": stage.depth,
+        "scale": found.scale,
+        "spiking": stage.neuron is not None,
+    }

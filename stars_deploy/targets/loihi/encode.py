@@ -1,0 +1,53 @@
+"""The input image as signed graded messages: q = round(k (pixel/255 - mean) / std)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stars_deploy.graph.metadata import GraphMetadata
+
+Reals = NDArray[np.float64]
+COARSER = 4  # how many halvings of the finest scale are offered
+
+
+@dataclass(frozen=True)
+class InputCode:
+    """Messages of every pixel value, `table` [C, 256]; a message of 1 stands for 1/k."""
+
+    k: float
+    table: NDArray[np.int32]
+    error: float  # root of the squared rounding error relative to the values, all pixels alike
+
+
+def normalised(metadata: GraphMetadata) -> Reals:
+    """Return (pixel/255 - mean) / std for every pixel value, [C, 256]."""
+    pixels = np.arange(256) / 255.0
+    mean = np.array(metadata.mean)[:, None]
+    values: Reals = (pixels - mean) / np.array(metadata.std)[:, None]
+    return values
+
+
+def input_codes(metadata: GraphMetadata, bits: int) -> list[InputCode]:
+    """Return codes to choose from, finest first; only one where it is exact.
+
+    The scales are short binary fractions, so that k times a power of two stays exact.
+    """
+    values = normalised(metadata)
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    largest = high / float(np.abs(values).max())
+    exponent = int(np.floor(np.log2(largest)))
+    exact = _code(values, 2.0**exponent, low, high)
+    if exact.error == 0:
+        return [exact]
+    step = 2.0 ** (exponent - 6)
+    finest = float(np.floor(largest / step)) * step
+    return [_code(values, finest / 2**halving, low, high) for halving in range(COARSER)]
+
+
+def _code(values: Reals, k: float, low: int, high: int) -> InputCode:
+    table = np.clip(np.rint(values * k), low, high)
+    error = np.square(table / k - values).sum() / np.square(values).sum()
+    return InputCode(k, table.astype(np.int32), float(np.sqrt(error)))
