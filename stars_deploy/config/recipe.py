@@ -104,6 +104,18 @@ class Nayer(_Section):
     harvest_from: int = Field(default=30, ge=0)  # first iterate of a loop that may be pooled
 
 
+class Pixels(_Section):
+    """Images optimised pixel by pixel before epoch 0; they join the pool."""
+
+    images: int = Field(default=0, ge=0)
+    steps: Positive = 120
+    lr: float = Field(default=0.1, gt=0)  # of normalised pixels, cosine to a tenth
+    bn: NotNegative = 1.0
+    oh: NotNegative = 1.0
+    tv: NotNegative = 0.05
+    l2: NotNegative = 0.0
+
+
 class Synthesis(_Section):
     """Image synthesis from the teacher."""
 
@@ -116,8 +128,7 @@ class Synthesis(_Section):
     tv: NotNegative = 0.0
     l2: NotNegative = 0.0
     bn_loss: Literal["norm", "squared"] = "norm"
-    pixel_images: int = Field(default=0, ge=0)  # images optimised pixel by pixel before epoch 0
-    pixel_steps: Positive = 120
+    pixels: Pixels = Pixels()
     nayer: Nayer = Nayer()
 
 

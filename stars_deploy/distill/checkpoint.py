@@ -1,0 +1,65 @@
+"""Checkpoints of a run: one file, replaced as a whole, read without unpickling code."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stars_deploy.errors import InputError
+from stars_deploy.files import atomic_path
+
+SCHEMA = 1
+FILE = Path("checkpoint") / "state.pt"
+MAX_SHARE = 0.05  # of a run's time that writing checkpoints may take
+
+
+def save(run: Path, state: dict[str, Any]) -> None:
+    """Write the state of a run; a reader sees the old file or the new one, never a part."""
+    with atomic_path(run / FILE) as temporary:
+        torch.save({"schema": SCHEMA, **state}, temporary)
+
+
+def load(run: Path) -> dict[str, Any] | None:
+    """Return the state of a run, or None if it never wrote one.
+
+    Raises:
+        InputError: the file is damaged or from another version of the format.
+    """
+    path = run / FILE
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as problem:
+        raise InputError(
+            f"{path}: damaged checkpoint ({problem}); delete the run and start it again"
+        ) from None
+    if not isinstance(state, dict) or state.get("schema") != SCHEMA:
+        raise InputError(f"{path}: not a checkpoint of schema {SCHEMA}; start the run again")
+    return state
+
+
+class Timer:
+    """Says when the next checkpoint is due: after `seconds`, later if writing one takes long."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._wait = seconds
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Return whether enough time has passed."""
+        return time.monotonic() - self._last >= self._wait
+
+    def measure(self, write: Callable[[], None]) -> None:
+        """Write a checkpoint and start the next interval."""
+        begun = time.monotonic()
+        write()
+        self._last = time.monotonic()
+        if self._seconds > 0:
+            self._wait = max(self._seconds, (self._last - begun) / MAX_SHARE)

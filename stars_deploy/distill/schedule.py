@@ -1,0 +1,79 @@
+"""The steps of a run, one after the other; a run can stop and go on between any two of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+from stars_deploy.config.recipe import Recipe
+from stars_deploy.distill.synthesis.nayer import loops
+
+Phase = Literal["pixels", "synthesis", "calibration", "kd"]
+
+
+class Step(NamedTuple):
+    """Step `number` of one phase of one epoch; pixel images are made in epoch 0."""
+
+    phase: Phase
+    epoch: int
+    number: int
+
+
+def steps(recipe: Recipe) -> Iterator[Step]:
+    """Yield every step of a run in order.
+
+    Pixel images first; then per epoch synthesis and, after the warm-up, distillation. The warm
+    start is calibrated once, as soon as the warm-up has filled the pool: before the first synthesis
+    in which the student takes part, or after it if there was none to take images from.
+    """
+    if recipe.synthesis.pixels.images:
+        yield from (Step("pixels", 0, i) for i in range(recipe.synthesis.pixels.steps))
+    pool_filled = recipe.run.warmup > 0 or recipe.synthesis.pixels.images > 0
+    calibrated = recipe.warm_start.enabled and recipe.warm_start.calibration_images > 0
+    for epoch in range(recipe.run.epochs):
+        first = calibrated and epoch == recipe.run.warmup
+        if first and pool_filled:
+            yield Step("calibration", epoch, 0)
+        yield from (Step("synthesis", epoch, i) for i in range(synthesis_steps(recipe, epoch)))
+        if first and not pool_filled:
+            yield Step("calibration", epoch, 0)
+        if epoch >= recipe.run.warmup:
+            yield from (Step("kd", epoch, i) for i in range(recipe.kd.steps))
+
+
+def synthesis_steps(recipe: Recipe, epoch: int) -> int:
+    """Return the synthesis steps of an epoch."""
+    nayer = recipe.synthesis.nayer
+    return loops(nayer, epoch, recipe.run.warmup) * nayer.g_steps
+
+
+def totals(recipe: Recipe) -> dict[str, int]:
+    """Return the number of steps per phase, for phases that a run has."""
+    return dict(Counter(step.phase for step in steps(recipe)))
+
+
+def synthetic_images(recipe: Recipe) -> int:
+    """Return how many images a run makes in all (the pool may hold fewer)."""
+    nayer, epochs = recipe.synthesis.nayer, range(recipe.run.epochs)
+    batches = sum(loops(nayer, epoch, recipe.run.warmup) for epoch in epochs)
+    harvested = 0
+    if nayer.harvest_every:
+        harvested = len(range(nayer.harvest_from, nayer.g_steps - 1, nayer.harvest_every))
+    made = batches * (1 + harvested) * recipe.synthesis.batch_size
+    return made + recipe.synthesis.pixels.images
+
+
+def estimate(recipe: Recipe) -> dict[str, Any]:
+    """Return the size of a run: steps per phase, images, student updates."""
+    counts = totals(recipe)
+    return {
+        "epochs": recipe.run.epochs,
+        "warmup_epochs": recipe.run.warmup,
+        "pixel_steps": counts.get("pixels", 0),
+        "synthesis_steps": counts.get("synthesis", 0),
+        "synthetic_images": synthetic_images(recipe),
+        "calibrations": counts.get("calibration", 0),
+        "student_updates": counts.get("kd", 0),
+        "student_images": counts.get("kd", 0) * recipe.kd.batch_size,
+    }

@@ -1,0 +1,158 @@
+"""NAYER: images from label embeddings through a noisy layer that is drawn anew for every batch.
+
+Source: Tran et al., NAYER: Noisy Layer Data Generation (CVPR 2024).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stars_deploy.config.recipe import Nayer as NayerConfig
+from stars_deploy.config.recipe import Recipe
+from stars_deploy.distill.priors import Moments, update_average
+from stars_deploy.distill.randomness import make_rng, module_init
+from stars_deploy.distill.synthesis.base import SynthesisStep
+from stars_deploy.distill.synthesis.generator import (
+    NayerGenerator,
+    balanced_labels,
+    label_embeddings,
+)
+from stars_deploy.distill.synthesis.judge import ImageJudge
+
+
+def loops(config: NayerConfig, epoch: int, warmup: int) -> int:
+    """Return how many batches an epoch makes."""
+    return config.gwp_loops if epoch < warmup else config.g_loops
+
+
+def new_generator_due(config: NayerConfig, epoch: int, warmup: int) -> bool:
+    """Return whether an epoch starts with a new generator."""
+    return epoch % config.g_life == 0 or (epoch - warmup) % config.g_life == 0
+
+
+class Nayer:
+    """The NAYER synthesis method; see `Synthesizer`."""
+
+    def __init__(self, recipe: Recipe, judge: ImageJudge) -> None:
+        self._config = recipe.synthesis.nayer
+        self._synthesis = recipe.synthesis
+        self._warmup = recipe.run.warmup
+        self._shape = recipe.data.shape
+        self._classes = len(recipe.data.classes)
+        self._judge = judge
+        self._rng = make_rng(recipe.run.seed, "nayer")
+        self._embeddings = label_embeddings(
+            self._config.lte,
+            self._classes,
+            self._config.lte_dim,
+            make_rng(recipe.run.seed, "label embeddings"),
+        )
+        self._average: list[Moments] | None = None
+        self._best: Tensor | None = None
+        self._best_cost = math.inf
+        self._begin_life()
+        self._begin_loop()
+
+    def steps(self, epoch: int) -> int:
+        """Return loops times generator steps."""
+        return loops(self._config, epoch, self._warmup) * self._config.g_steps
+
+    def step(self, epoch: int, index: int) -> SynthesisStep:
+        """Do one generator step; the last one of a loop gives the pool a batch."""
+        iterate = index % self._config.g_steps
+        if index == 0 and new_generator_due(self._config, epoch, self._warmup):
+            self._begin_life()
+        if iterate == 0:
+            self._begin_loop()
+        last = iterate == self._config.g_steps - 1
+        images = self._generator(self._codes())
+        verdict = self._judge(
+            images, self._labels, average=self._average, compete=epoch >= self._warmup
+        )
+        loss = float(verdict.total.detach())
+        metrics = verdict.metrics(images) if last else {}
+        self._optimizer.zero_grad(set_to_none=True)
+        verdict.total.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._remember(images.detach(), loss)
+        if last and self._config.bn_momentum > 0:
+            self._average = update_average(self._average, verdict.moments, self._config.bn_momentum)
+        return SynthesisStep(loss, metrics, *self._harvest(images.detach(), iterate, last))
+
+    def _codes(self) -> Tensor:
+        codes = self._embeddings[self._labels.cpu()]
+        if self._config.latent_noise > 0:
+            noise = torch.randn(codes.shape, generator=self._rng)
+            codes = codes + self._config.latent_noise * noise
+        return codes.to(self._judge.device)
+
+    def _remember(self, images: Tensor, cost: float) -> None:
+        if self._config.select == "last" or cost < self._best_cost:
+            self._best_cost, self._best = cost, images
+
+    def _harvest(self, images: Tensor, iterate: int, last: bool) -> tuple[Tensor | None, ...]:
+        if last:
+            return self._best, self._labels
+        every, first = self._config.harvest_every, self._config.harvest_from
+        if every and iterate >= first and (iterate - first) % every == 0:
+            return images, self._labels
+        return None, None
+
+    def _begin_life(self) -> None:
+        with module_init(self._rng):
+            self._generator = NayerGenerator(
+                self._synthesis.batch_size,
+                self._classes,
+                self._shape,
+                self._config.lte_dim,
+                self._config.le_emb,
+                self._config.ngf,
+            ).to(self._judge.device)
+        self._new_optimizer()
+
+    def _begin_loop(self) -> None:
+        self._generator.noisy.reset(self._rng)
+        self._labels = balanced_labels(self._synthesis.batch_size, self._classes, self._rng).to(
+            self._judge.device
+        )
+        self._best_cost = math.inf
+        self._best = None
+        self._new_optimizer()
+
+    def _new_optimizer(self) -> None:
+        self._optimizer = torch.optim.Adam(
+            self._generator.parameters(), lr=self._synthesis.lr, betas=(0.5, 0.999)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything the next step depends on."""
+        return {
+            "generator": self._generator.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "average": None if self._average is None else [list(m) for m in self._average],
+            "labels": self._labels,
+            "best": self._best,
+            "best_cost": self._best_cost,
+            "rng": self._rng.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        device = self._judge.device
+        self._generator.load_state_dict(state["generator"])
+        self._new_optimizer()
+        self._optimizer.load_state_dict(state["optimizer"])
+        average = state["average"]
+        self._average = (
+            None
+            if average is None
+            else [Moments(mean.to(device), var.to(device)) for mean, var in average]
+        )
+        self._labels = state["labels"].to(device)
+        self._best = None if state["best"] is None else state["best"].to(device)
+        self._best_cost = state["best_cost"]
+        self._rng.set_state(state["rng"])

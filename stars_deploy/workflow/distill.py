@@ -1,0 +1,198 @@
+"""`stars-deploy distill`: a spiking student from a teacher, without data."""
+
+from __future__ import annotations
+
+import contextlib
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from stars_deploy.config.recipe import Recipe
+from stars_deploy.console import Progress, no_progress, say
+from stars_deploy.distill import checkpoint, loop
+from stars_deploy.distill.picture import draw_pool
+from stars_deploy.distill.schedule import estimate
+from stars_deploy.distill.session import Session
+from stars_deploy.distill.stars import active
+from stars_deploy.errors import InputError
+from stars_deploy.files import read_json, sha256, write_json, write_text
+from stars_deploy.networks.device import resolve
+from stars_deploy.networks.families import build_student, build_teacher
+from stars_deploy.networks.weights import load_teacher, save_weights
+from stars_deploy.workflow.provenance import hardware, versions
+
+RECIPE = "recipe.toml"
+STUDENT = "student.safetensors"
+SUMMARY = "summary.json"
+PICTURE = "synthetic.png"
+
+
+def distill(
+    recipe: Recipe,
+    out: Path,
+    *,
+    origin: Path | None = None,
+    resume: bool = False,
+    weights: Path | None = None,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Distil the recipe's teacher into a spiking student; no data set is opened.
+
+    Writes OUT/recipe.toml, metrics.jsonl, checkpoint/, student.safetensors, synthetic.png and,
+    last, summary.json. With `resume` a run that was interrupted goes on from its checkpoint and
+    ends with the same files as if it had not been; a complete run is left as it is.
+
+    Args:
+        origin: the recipe's file; `teacher.weights` is relative to its folder.
+        weights: a safetensors file to use instead of `teacher.weights`.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        InputError: OUT is not empty, or, to resume, belongs to another recipe.
+        WeightsError: the teacher's weights are missing, damaged or of another architecture.
+        TrainingDiverged: a loss is not finite; OUT/checkpoint holds the last good state.
+    """
+    device = resolve(recipe.run.device)
+    teacher = load_teacher(recipe, weights, origin)
+    recipe = _with_teacher(recipe, _weights_path(recipe, weights, origin))
+    _claim(out, recipe, resume)
+    if (out / SUMMARY).is_file():
+        say(f"{out}: this run is complete; nothing to resume")
+        return dict(read_json(out / SUMMARY))
+    state = checkpoint.load(out)
+    with _threads(recipe.run.threads if state is None else state["threads"]):
+        session = Session(recipe, teacher.to(device))
+        seconds = loop.run(session, out, state, progress)
+        save_weights(session.student, out / STUDENT)
+        draw_pool(session.pool, recipe.data.classes, out / PICTURE)
+        summary = _summary(session, seconds)
+    write_json(out / SUMMARY, summary)
+    return summary
+
+
+def plan(recipe: Recipe) -> dict[str, Any]:
+    """Return what a run of the recipe would do and how large it is; nothing is run or written."""
+    return {
+        "name": recipe.name,
+        "method": method(recipe),
+        "teacher": recipe.teacher.family,
+        "teacher_parameters": _size(build_teacher(recipe)),
+        "student_parameters": _size(build_student(recipe)),
+        "T": recipe.student.T,
+        "seed": recipe.run.seed,
+        "device": str(resolve(recipe.run.device)),
+        **estimate(recipe),
+        "recipe": recipe.resolved(),
+    }
+
+
+def method(recipe: Recipe) -> str:
+    """Return the method in words: warm start, synthesis, STARS."""
+    parts = ["warm start"] if recipe.warm_start.enabled else []
+    parts.append(recipe.synthesis.method.upper())
+    if active(recipe.stars):
+        parts.append("STARS")
+    return " + ".join(parts)
+
+
+def _size(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _weights_path(recipe: Recipe, weights: Path | None, origin: Path | None) -> Path:
+    if weights is not None:
+        return weights
+    folder = origin.parent if origin is not None else Path()
+    return folder / str(recipe.teacher.weights)
+
+
+def _with_teacher(recipe: Recipe, weights: Path) -> Recipe:
+    """Return the recipe with the identity of the weights that are really used."""
+    known = {"weights": weights.name, "sha256": sha256(weights)}
+    return recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update=known)})
+
+
+def _claim(out: Path, recipe: Recipe, resume: bool) -> None:
+    """Make OUT a run of `recipe`, or check that it already is one."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file, expected a folder for the run")
+    # A killed write leaves a hidden temporary file; anything else belongs to somebody.
+    held = [path.name for path in out.glob("*") if not path.name.startswith(".")]
+    if held and not resume:
+        raise InputError(
+            f"{out}: holds {', '.join(sorted(held)[:3])}; continue that run with --resume, "
+            "or give an empty folder"
+        )
+    if held and RECIPE not in held:
+        raise InputError(f"{out}: holds no {RECIPE}, so it is no run that could be resumed")
+    if not held:
+        write_text(out / RECIPE, tomli_w.dumps(recipe.resolved()))
+        return
+    _same_recipe(out / RECIPE, recipe)
+    for name in (RECIPE, STUDENT, SUMMARY, PICTURE, checkpoint.FILE.name):
+        for left in out.rglob(f".{name}.*"):  # of a write that was killed
+            left.unlink()
+
+
+def _same_recipe(path: Path, recipe: Recipe) -> None:
+    try:
+        before = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise InputError(f"{path}: not valid TOML ({problem})") from None
+    difference = _first_difference(before, tomllib.loads(tomli_w.dumps(recipe.resolved())))
+    if difference is not None:
+        key, old, new = difference
+        raise InputError(
+            f"{path.parent}: was started with {key} = {old!r}, now it is {new!r}; resume with the "
+            "same recipe, seed and weights, or give another folder"
+        )
+
+
+def _first_difference(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    for key in [*now, *(key for key in before if key not in now)]:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            inner = _first_difference(old, new, f"{prefix}{key}.")
+            if inner is not None:
+                return inner
+        elif old != new:
+            return f"{prefix}{key}", old, new
+    return None
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Use `count` CPU threads inside, torch's own choice if 0; sums depend on their number."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _summary(session: Session, seconds: float) -> dict[str, Any]:
+    recipe = session.recipe
+    return {
+        "name": recipe.name,
+        "method": method(recipe),
+        "seed": recipe.run.seed,
+        "teacher": {"family": recipe.teacher.family, "sha256": recipe.teacher.sha256},
+        "T": recipe.student.T,
+        **estimate(recipe),
+        "pool_images": len(session.pool),
+        "data": "none",
+        "selection": "last step",
+        **hardware(session.device),
+        "versions": versions(),
+        "wall_time_s": round(seconds, 3),
+    }
