@@ -58,7 +58,10 @@ def load_document(bundle):
         raise KitError(f"{problem.filename}: no such file; {remedy}") from None
     except (OSError, ValueError) as problem:
         raise KitError(f"{folder}: not readable ({problem})") from None
-    check_document(document, arrays)
+    try:
+        check_document(document, arrays)
+    except (KeyError, TypeError) as problem:
+        raise KitError(f"{folder}: incomplete or malformed ({problem!r})") from None
     return document, arrays
 
 

@@ -15,6 +15,7 @@ from stars_deploy.simulate.lava_environment import (
     environment_dir,
     environment_status,
     find_python310,
+    other_environments,
     require_environment,
 )
 
@@ -176,6 +177,11 @@ def test_other_requirements_are_another_environment(fake_uv, monkeypatch):
     monkeypatch.setattr(lava_environment, "requirements", lambda: other)
     assert environment_dir() != before
     assert environment_dir().parent == before.parent == fake_uv / "cache"
+    assert other_environments() == []
+    before.mkdir(parents=True)
+    environment_dir().mkdir()
+    before.with_suffix(".lock").touch()
+    assert other_environments() == [before]
 
 
 def test_an_environment_whose_python_was_removed(fake_uv):

@@ -74,6 +74,12 @@ def environment_status() -> EnvironmentStatus:
     return EnvironmentStatus(directory, True, "ready", versions)
 
 
+def other_environments() -> list[Path]:
+    """Return the environments of other requirements, each of several GB."""
+    folders = cache_dir().glob("lava-*/")
+    return sorted(path for path in folders if path.is_dir() and path != environment_dir())
+
+
 def require_environment() -> EnvironmentStatus:
     """Return the environment if it is ready; raise EngineError with the remedy if not."""
     status = environment_status()

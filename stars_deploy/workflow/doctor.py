@@ -17,6 +17,7 @@ from stars_deploy.simulate.lava_environment import (
     EnvironmentStatus,
     build_environment,
     environment_status,
+    other_environments,
 )
 from stars_deploy.simulate.lava_probe import probe
 
@@ -68,14 +69,15 @@ def _cuda() -> str:
 
 
 def _lava(status: EnvironmentStatus, verified: str) -> dict[str, Any]:
-    if not status.ready:
-        return {"state": f"{status.reason}: {REMEDY}", "directory": str(status.directory)}
-    return {
-        "state": status.reason,
-        "directory": str(status.directory),
-        "versions": dict(status.versions),
-        "verified": verified,
-    }
+    report: dict[str, Any] = {"state": status.reason, "directory": str(status.directory)}
+    if status.ready:
+        report |= {"versions": dict(status.versions), "verified": verified}
+    else:
+        report["state"] = f"{status.reason}: {REMEDY}"
+    others = [str(path) for path in other_environments()]
+    if others:
+        report["of other versions, may be deleted"] = others
+    return report
 
 
 def _without_home(value: Any) -> Any:

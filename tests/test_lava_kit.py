@@ -1,0 +1,154 @@
+"""run_lava.py without Lava: what it refuses, and that it stands alone."""
+
+import ast
+import copy
+import importlib.util
+import subprocess
+import sys
+
+import lava_documents
+import numpy as np
+import pytest
+
+from stars_deploy.assets import asset
+
+KIT = asset("export", "run_lava.py")
+IMAGES = np.zeros((2, 2, 5, 7), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def run_lava():
+    spec = importlib.util.spec_from_file_location("run_lava", KIT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def imports(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.split(".")[0]
+
+
+def test_needs_python_310_numpy_and_lava_only():
+    tree = ast.parse(KIT.read_text(), feature_version=(3, 10))
+    assert set(imports(tree)) - set(sys.stdlib_module_names) == {"numpy", "lava"}
+
+
+def test_every_requirement_is_pinned():
+    lines = asset("export", "requirements-lava.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert pins["lava-dl"] == "0.6.0" and pins["lava-nc"] == "0.10.0"
+    assert pins["numpy"].startswith("1.26.") and int(pins["setuptools"].split(".")[0]) < 81
+
+
+def changed(change):
+    """The chain of lava_documents with one change; returns document and arrays."""
+    network, arrays, _ = lava_documents.asymmetric_chain()
+    network, arrays = copy.deepcopy(network), dict(arrays)
+    change(network, arrays)
+    return network, arrays
+
+
+def put(path, value):
+    """A change that sets document[path[0]][path[1]]... to a value."""
+
+    def change(network, arrays):
+        place = network
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+
+    return change
+
+
+def heavier(network, arrays):
+    arrays["w.l2"] = arrays["w.l2"] + 100
+
+
+def biased(network, arrays):
+    arrays["b.l1"] = arrays["b.l1"] + 40000
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (put(["schema"], 2), "schema 2, this kit reads 1"),
+        (put(["input", "encoding"], "host_bias"), "input encoding 'host_bias'"),
+        (put(["populations", 0, "vth"], 131072), "l1: vth 131072, expected 0..131071"),
+        (biased, "l1: b.l1 leaves 16 bits"),
+        (heavier, r"l1_l2: weights 4\d..1\d\d, expected -128..127"),
+        (put(["connections", 1, "kind"], "pool"), "l1_l2: connection kind 'pool'"),
+        (put(["connections", 2, "delay"], 1), "l2_l3: this kit knows delay 0"),
+        (put(["connections", 1, "weight_exp"], 2), "l1_l2: this kit knows .* weight_exp 0"),
+        (put(["connections", 1, "groups"], 128), "l1_l2: .*must be <= 127"),
+        (put(["connections", 1, "target"], "l9"), "'l1_l2' does not join two populations"),
+        (put(["connections", 0, "weight_key"], "w.l9"), r"incomplete or malformed.*w\.l9"),
+    ],
+)
+def test_refuses_what_lava_would_change_silently(run_lava, tmp_path, change, said):
+    bundle = lava_documents.write_bundle(tmp_path / "bundle", *changed(change), IMAGES)
+    with pytest.raises(run_lava.KitError, match=said):
+        run_lava.load_document(bundle)
+
+
+def test_the_unchanged_chain_is_accepted(run_lava, tmp_path):
+    network, arrays = changed(lambda network, arrays: None)
+    bundle = lava_documents.write_bundle(tmp_path / "bundle", network, arrays, IMAGES)
+    assert run_lava.load_document(bundle)[0] == network
+
+
+def test_quantise_looks_up_each_channel_in_its_table(run_lava):
+    network, arrays, images = lava_documents.asymmetric_chain()
+    messages = run_lava.quantise(images, network, arrays)
+    assert messages[2, 1, 3, 4] == arrays["input_table"][1, images[2, 1, 3, 4]]
+    assert messages.shape == images.shape and messages.dtype == np.int32
+    with pytest.raises(run_lava.KitError, match=r"the network takes \(2, 5, 7\)"):
+        run_lava.quantise(images.transpose(0, 1, 3, 2), network, arrays)
+
+
+def command(*arguments):
+    done = subprocess.run(
+        [sys.executable, str(KIT), *map(str, arguments)], capture_output=True, text=True
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr
+
+
+def test_exit_code_2_for_unusable_files(tmp_path):
+    network, arrays, _ = lava_documents.asymmetric_chain()
+    bundle = lava_documents.write_bundle(tmp_path / "bundle", network, arrays, IMAGES)
+    trace = tmp_path / "trace.npz"
+    code, said = command(bundle, trace, "--limit", 3)
+    assert code == 2 and "--limit 3: golden.npz holds 2 images" in said
+    code, said = command(bundle, trace, "--images", tmp_path / "none.npz")
+    assert code == 2 and "none.npz: expected an npz with `images`" in said
+    np.savez(tmp_path / "float.npz", images=IMAGES.astype(float))
+    code, said = command(bundle, trace, "--images", tmp_path / "float.npz")
+    assert code == 2 and "float64" in said
+    (bundle / "loihi" / "network.json").write_text("{")
+    assert command(bundle, trace)[0] == 2
+    (bundle / "loihi" / "network.json").write_text("{}")
+    assert command(bundle, trace)[0] == 2
+    (bundle / "loihi" / "network.json").unlink()
+    code, said = command(bundle, trace)
+    assert code == 2 and "--target loihi" in said
+    assert not trace.exists()
+
+
+def test_exit_code_5_without_lava(tmp_path):
+    network, arrays, images = lava_documents.asymmetric_chain()
+    bundle = lava_documents.write_bundle(tmp_path / "bundle", network, arrays, images)
+    code, said = command(bundle, tmp_path / "trace.npz")
+    assert code == 5 and "No module named 'lava'" in said
+
+
+def test_a_trace_is_written_as_a_whole(run_lava, tmp_path):
+    path = tmp_path / "trace.npz"
+    run_lava.write_trace(path, {"info": np.array("first")})
+    with pytest.raises(TypeError):
+        run_lava.write_trace(path, {1: np.array("second")})
+    assert str(np.load(path)["info"]) == "first"
+    assert list(tmp_path.iterdir()) == [path]
