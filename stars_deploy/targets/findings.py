@@ -18,6 +18,7 @@ LIMIT_CODES = frozenset(
         "convolution_field",
         "cores",
         "synaptic_memory",
+        "input_axons",
     }
 )
 

@@ -40,7 +40,7 @@ class Peaks:
 
 
 def activation_range(item: Incoming, weight: Reals, low: Reals, high: Reals) -> tuple[Reals, Reals]:
-    """Return N and P per output for messages in [low, high], one range per source channel or for all.
+    """Return N and P per output for messages in [low, high], given per source channel or once.
 
     Zero is always a possible message: padding and silent sources send nothing.
     """

@@ -57,11 +57,7 @@ def analyse(graph: nir.NIRGraph, profile: Profile) -> Analysis:
             f"profile {profile.name!r} computes in floating point, there is nothing to lower; "
             f"choose a Loihi profile"
         )
-    found = [
-        Finding(item.code, "error", item.node, item.message, remedy=item.remedy)
-        for item in graph_problems(graph)
-    ]
-    found += _unsupported(graph, profile, {item.node for item in found})
+    found = graph_findings(graph, profile)
     if found:
         return Analysis(None, (), tuple(found))
     metadata = metadata_of(graph)
@@ -77,14 +73,20 @@ def analyse(graph: nir.NIRGraph, profile: Profile) -> Analysis:
     found += structure
     if any(item.severity == "error" for item in found):
         return Analysis(None, tuple(stages), tuple(found))
-    found += graph_notes(metadata, profile)
+    found += graph_notes(metadata)
     network, notes = _quantised(graph, stages, neurons, metadata, profile, profile.arithmetic)
     return Analysis(network, tuple(stages), (*found, *notes))
 
 
-def _unsupported(graph: nir.NIRGraph, profile: Profile, known: set[str | None]) -> list[Finding]:
+def graph_findings(graph: nir.NIRGraph, profile: Profile) -> list[Finding]:
+    """Return what keeps `graph` from being run at all, and nodes that the profile does not know."""
+    found = [
+        Finding(item.code, "error", item.node, item.message, remedy=item.remedy)
+        for item in graph_problems(graph)
+    ]
+    known = {item.node for item in found}
     allowed = profile.operators.supported
-    return [
+    return found + [
         Finding(
             code="unsupported",
             severity="error",

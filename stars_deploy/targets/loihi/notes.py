@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stars_deploy.config.profile import Arithmetic, Profile
+from stars_deploy.config.profile import Arithmetic
 from stars_deploy.graph.metadata import GraphMetadata
 from stars_deploy.targets.findings import Finding
 from stars_deploy.targets.loihi.encode import InputCode
@@ -12,7 +12,7 @@ from stars_deploy.targets.loihi.stages import Stage
 COARSE = 0.05  # relative error of the weights, about that of five bits
 
 
-def graph_notes(metadata: GraphMetadata, profile: Profile) -> list[Finding]:
+def graph_notes(metadata: GraphMetadata) -> list[Finding]:
     """Say what the number of steps means on a chip."""
     steps = metadata.T
     if steps & (steps - 1) == 0:
@@ -22,8 +22,8 @@ def graph_notes(metadata: GraphMetadata, profile: Profile) -> list[Finding]:
             code="reset_interval",
             severity="warning",
             node=None,
-            message=f"T = {steps} is not a power of two, which Loihi 2 boards need for the "
-            f"periodic reset (lava-dl 0.6.0, NetX tutorial)",
+            message=f"T = {steps} is not a power of two, which boards need for the periodic reset "
+            f"(tutorial of NetX, lava-dl 0.6.0; stated for Loihi 2)",
             value=float(steps),
             remedy="Lava's simulation runs it; for a board train with T = 1, 2, 4 or 8",
         )
