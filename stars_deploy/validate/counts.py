@@ -8,6 +8,7 @@ from typing import Literal
 from stars_deploy.simulate.recording import EngineInfo
 
 SILENT, SATURATED = 0.005, 0.95  # firing rates beyond which equality proves little
+State = Literal["active", "silent", "saturated"]
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,9 @@ class LayerParity:
         return self.spikes_reference / self.neuron_steps
 
     @property
-    def state(self) -> Literal["active", "silent", "saturated"]:
+    def state(self) -> State:
         """Whether the layer fires enough, and not too much, for equality to mean something."""
-        if self.rate < SILENT:
-            return "silent"
-        return "saturated" if self.rate > SATURATED else "active"
+        return state_of(self.rate)
 
     @property
     def relative_difference(self) -> float:
@@ -72,6 +71,13 @@ class Parity:
     readout_difference: float
     isolated_readout: float | None
     logit_scale: float
+
+
+def state_of(rate: float) -> State:
+    """Return what a firing rate says about the evidence a layer gives."""
+    if rate < SILENT:
+        return "silent"
+    return "saturated" if rate > SATURATED else "active"
 
 
 def relative(reference: int, target: int) -> float:

@@ -1,0 +1,178 @@
+"""`stars-deploy export`: everything that is deployed, in one sealed directory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nir
+import numpy as np
+
+from stars_deploy import __version__
+from stars_deploy.assets import asset
+from stars_deploy.config.profile import Profile, load_profile
+from stars_deploy.errors import InputError, nearest
+from stars_deploy.files import atomic_directory, atomic_path, read_json, sha256, write_json
+from stars_deploy.graph.gain import fold_gain, unfold_gain
+from stars_deploy.graph.metadata import metadata_of
+from stars_deploy.graph.reader import read_graph
+from stars_deploy.graph.writer import write_graph
+from stars_deploy.simulate.recording import Recording
+from stars_deploy.targets.bundle import Golden, refuse_foreign, write_golden, write_manifest
+from stars_deploy.validate.card import write_card
+from stars_deploy.validate.engines import build_engine
+from stars_deploy.workflow.samples import Samples, golden_samples
+from stars_deploy.workflow.sources import STUDENT, Source, open_source
+
+TARGETS = ("nir", "onnx", "loihi")
+GAINS = ("raw", "folded")
+GOLDEN_SEED = 0
+#: Scripts that run a target without this package, and what they need.
+KITS = {
+    "onnx": ("run_onnx.py", "requirements-onnx.txt"),
+    "loihi": ("run_lava.py", "requirements-lava.txt"),
+}
+Json = dict[str, Any]
+
+
+def export(
+    source: Path, targets: Sequence[str], profile: str, golden: int, nir_gain: str, out: Path
+) -> Json:
+    """Write the bundle OUT of SOURCE: graph.nir, golden.npz, the targets, their kits, the seal.
+
+    The bundle appears as a whole or not at all, and replaces nothing but a bundle. What was
+    measured about SOURCE (training.json, synthetic.png) comes along.
+
+    Raises:
+        InputError: an unknown target or gain, or an OUT that would be lost.
+        GraphError, DoesNotFit: the graph cannot be lowered to the profile; lists every reason.
+    """
+    wanted = _checked(targets, golden, nir_gain)
+    chosen = load_profile(profile)
+    refuse_foreign(out)
+    opened = open_source(source)
+    with atomic_directory(out) as folder:
+        write_graph(_with_gain(opened.graph, nir_gain), folder / "graph.nir")
+        graph = read_graph(folder / "graph.nir")  # targets come from the file, not from memory
+        _write_targets(graph, wanted, chosen, folder)
+        samples = _record(graph, golden, opened, folder)
+        _copy_evidence(opened, folder)
+        manifest = write_manifest(
+            folder,
+            opened.provenance(),
+            chosen.name if "loihi" in wanted else None,
+            wanted,
+            _seeds(opened),
+        )
+        write_card(folder, None)
+    return {
+        "bundle": str(out),
+        "targets": wanted,
+        "profile": manifest["profile"],
+        "source": manifest["source"],
+        "golden": {"n": len(samples.images), "source": samples.source},
+        "files": sorted(manifest["sha256"]),
+        "tool_version": __version__,
+    }
+
+
+def _checked(targets: Sequence[str], golden: int, nir_gain: str) -> list[str]:
+    """Return the targets in their order, each once; nir is always one of them."""
+    for target in targets:
+        if target not in TARGETS:
+            raise InputError(f"--target {target!r} is unknown{nearest(target, TARGETS)}")
+    if nir_gain not in GAINS:
+        raise InputError(f"--nir-gain {nir_gain!r} is unknown{nearest(nir_gain, GAINS)}")
+    if golden < 1:
+        raise InputError(f"--golden {golden}: expected at least one image")
+    return [target for target in TARGETS if target == "nir" or target in targets]
+
+
+def _with_gain(graph: nir.NIRGraph, gain: str) -> nir.NIRGraph:
+    if metadata_of(graph).gain == gain:
+        return graph
+    return fold_gain(graph) if gain == "folded" else unfold_gain(graph)
+
+
+def _write_targets(
+    graph: nir.NIRGraph, targets: Sequence[str], profile: Profile, folder: Path
+) -> None:
+    if "onnx" in targets:
+        write_onnx(graph, folder)
+    if "loihi" in targets:
+        write_loihi(graph, profile, folder)
+    for target in targets:
+        for name in KITS.get(target, ()):
+            shutil.copyfile(asset("export", name), folder / name)
+
+
+def write_onnx(graph: nir.NIRGraph, folder: Path) -> None:
+    """Write model.onnx and model_step.onnx."""
+    from stars_deploy.targets.onnx import build_onnx, build_step_onnx
+
+    for name, build in (("model.onnx", build_onnx), ("model_step.onnx", build_step_onnx)):
+        with atomic_path(folder / name) as temporary:
+            temporary.write_bytes(build(graph).SerializeToString(deterministic=True))
+
+
+def write_loihi(graph: nir.NIRGraph, profile: Profile, folder: Path) -> None:
+    """Write loihi/network.json, network.npz and network.net; errors as targets.loihi.lower."""
+    from stars_deploy.targets.loihi import lower
+    from stars_deploy.targets.netx import write_netx
+
+    network = lower(graph, profile)
+    (folder / "loihi").mkdir()
+    network.write(folder / "loihi")
+    write_netx(network.document, network.arrays, folder / "loihi" / "network.net")
+
+
+def _record(graph: nir.NIRGraph, count: int, source: Source, folder: Path) -> Samples:
+    """Choose golden images and write what the engines of the bundle answer to them."""
+    run = source.path if source.kind == "run" else None
+    samples = golden_samples(graph, count, run)
+    answers: dict[str, Recording] = {
+        "float": build_engine("float", graph, folder).run(samples.images)
+    }
+    if (folder / "loihi").is_dir():
+        answers["integer"] = build_engine("integer", graph, folder).run(samples.images)
+    golden = Golden(
+        images=samples.images,
+        labels=samples.labels.astype(np.int64),
+        source=samples.source,
+        logits={name: answer.logits for name, answer in answers.items()},
+        spikes={name: answer.spikes for name, answer in answers.items()},
+    )
+    write_golden(folder / "golden.npz", golden)
+    return samples
+
+
+def _copy_evidence(source: Source, folder: Path) -> None:
+    """Copy training.json and synthetic.png, after checking that they are about this student."""
+    if source.kind == "nir":
+        return
+    training = source.path / "training.json"
+    if training.is_file():
+        document = read_json(training)
+        if source.kind == "run":
+            found, expected = document.get("student_sha256"), sha256(source.path / STUDENT)
+            if found != expected:
+                raise InputError(
+                    f"{training}: measured a student with sha256 {found}, this one has {expected}; "
+                    "run stars-deploy evaluate again"
+                )
+        write_json(folder / "training.json", document)
+    picture = source.path / "synthetic.png"
+    if picture.is_file():
+        shutil.copyfile(picture, folder / "synthetic.png")
+
+
+def _seeds(source: Source) -> Json:
+    """Return the seeds that the bundle depends on."""
+    if source.bundle is not None:
+        return {**source.bundle.manifest["seeds"], "golden": GOLDEN_SEED}
+    summary = source.path / "summary.json"
+    trained = read_json(summary) if source.kind == "run" and summary.is_file() else {}
+    seeds = {"distill": trained["seed"]} if "seed" in trained else {}
+    return {**seeds, "golden": GOLDEN_SEED}

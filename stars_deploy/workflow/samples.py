@@ -1,0 +1,139 @@
+"""Images for engines: data sets that a graph was trained for, and golden images of a bundle."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import nir
+import numpy as np
+
+from stars_deploy.assets import asset
+from stars_deploy.config.recipe import Data, load_recipe
+from stars_deploy.data import EVALUATION, Images, Labels, load_data
+from stars_deploy.errors import DataError, GraphError, InputError
+from stars_deploy.graph.geometry import input_shape, output_shapes
+from stars_deploy.graph.metadata import metadata_of
+from stars_deploy.graph.order import output_name
+from stars_deploy.targets.bundle import Golden
+
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images uint8 [N, C, H, W], labels int64 [N] (-1 where unknown), and where they come from."""
+
+    images: Images
+    labels: Labels
+    source: str
+
+    def first(self, limit: int | None) -> Samples:
+        """Return the first `limit` images, all if None."""
+        return Samples(self.images[:limit], self.labels[:limit], self.source)
+
+
+def data_of(graph: nir.NIRGraph) -> Data:
+    """Return what the graph says about its data; the name is that of the packaged model it fits.
+
+    A packaged model fits if its classes, image shape and normalisation are those of the graph.
+    """
+    metadata, shape = metadata_of(graph), input_shape(graph)
+    if len(shape) != 3:
+        raise GraphError(f"input has shape {shape}; images need (C, H, W)")
+    outputs = output_shapes(graph)[output_name(graph)][0]
+    classes = metadata.classes or tuple(map(str, range(outputs)))
+    known = (shape, classes, metadata.mean, metadata.std)
+    for path in sorted(asset("models").glob("*/recipe.toml")):
+        data = load_recipe(path).data
+        if (data.shape, data.classes, data.mean, data.std) == known:
+            return data
+    size = (shape[0], shape[1], shape[2])
+    return Data(name="unnamed", shape=size, classes=classes, mean=metadata.mean, std=metadata.std)
+
+
+def load_samples(graph: nir.NIRGraph, spec: str, limit: int | None) -> Samples:
+    """Load the data set that `spec` names as the graph's images; errors as load_data."""
+    data = data_of(graph)
+    images, labels = load_data(spec, data)
+    if limit is not None and limit > len(images):
+        raise InputError(f"--limit {limit}: data {spec!r} holds {len(images)} images")
+    return Samples(images, labels, data_label(spec, data)).first(limit)
+
+
+def golden_part(golden: Golden, limit: int | None) -> Samples:
+    """Return the golden images of a bundle, the first `limit`; InputError if there are fewer."""
+    if limit is not None and limit > len(golden.images):
+        raise InputError(
+            f"--limit {limit}: the golden set has {len(golden.images)} images; "
+            "give more with --data"
+        )
+    return Samples(golden.images, golden.labels, f"golden ({golden.source})").first(limit)
+
+
+def data_label(spec: str, data: Data) -> str:
+    """Return how results name a data set: its name, or the data's and the file's, not a path."""
+    path = Path(spec)
+    return f"{data.name} ({path.name})" if path.exists() else spec
+
+
+def golden_samples(graph: nir.NIRGraph, count: int, run: Path | None) -> Samples:
+    """Choose golden images: packaged evaluation images, else synthetic ones of RUN, else random.
+
+    Raises: InputError for more images than there are of the best kind.
+    """
+    data = data_of(graph)
+    if asset("models", data.name, "evaluation.npz").is_file():
+        images, labels = load_data(EVALUATION, data)
+        return _chosen(images, labels, spread(labels, count), "evaluation", count)
+    pool = _synthetic(run, data) if run is not None else None
+    if pool is not None:
+        unknown = np.full(len(pool), UNKNOWN, np.int64)  # the teacher's wish is no ground truth
+        latest = np.arange(len(pool))[-count:]
+        return _chosen(pool, unknown, latest, "synthetic", count)
+    images = random_images(count, data.shape)
+    return Samples(images, np.full(count, UNKNOWN, np.int64), "random")
+
+
+def spread(labels: Labels, count: int) -> Labels:
+    """Return `count` indices that take the classes in turn, each in the order of its images."""
+    ranked = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    rounds = itertools.chain.from_iterable(itertools.zip_longest(*(map(int, r) for r in ranked)))
+    order = [index for index in rounds if index is not None]
+    return np.array(order[:count], np.int64)
+
+
+def random_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> Images:
+    """Return images of random blocks, brightness and grain, so that different neurons fire."""
+    rng = np.random.default_rng(seed)
+    channels, height, width = shape
+    blocks = rng.random((count, channels, -(-height // 4), -(-width // 4)))
+    smooth = blocks.repeat(4, axis=2).repeat(4, axis=3)[:, :, :height, :width]
+    grain = 0.2 * rng.random((count, *shape))
+    images: Images = (255 * (0.8 * smooth + grain)).astype(np.uint8)
+    return images
+
+
+def _chosen(images: Images, labels: Labels, chosen: Labels, source: str, wanted: int) -> Samples:
+    if len(chosen) < wanted:
+        raise InputError(f"--golden {wanted}: there are {len(chosen)} {source} images")
+    return Samples(
+        np.ascontiguousarray(images[chosen]), np.ascontiguousarray(labels[chosen]), source
+    )
+
+
+def _synthetic(run: Path, data: Data) -> Images | None:
+    """Return the synthetic images in a run's checkpoint, None if it keeps none."""
+    from stars_deploy.distill import checkpoint
+
+    state = checkpoint.load(run)
+    if state is None:
+        return None
+    images = np.asarray(state["session"]["pool"]["images"])
+    if images.dtype != np.uint8 or images.shape[1:] != data.shape:
+        raise DataError(
+            f"{run}: synthetic images of its checkpoint are {images.dtype} "
+            f"{list(images.shape[1:])}, the student takes uint8 {list(data.shape)}"
+        )
+    return images if len(images) else None

@@ -1,0 +1,141 @@
+"""`stars-deploy simulate`: run a network as a profile's hardware would compute it."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nir
+import numpy as np
+
+from stars_deploy import __version__
+from stars_deploy.config.profile import Profile, load_profile
+from stars_deploy.console import Progress, no_progress
+from stars_deploy.graph.geometry import output_shapes
+from stars_deploy.graph.metadata import metadata_of
+from stars_deploy.simulate.energy import CountingEngine, modeled_energy
+from stars_deploy.simulate.recording import Engine
+from stars_deploy.targets.bundle import read_golden
+from stars_deploy.validate.counts import state_of
+from stars_deploy.validate.document import engine_json
+from stars_deploy.validate.engines import NEEDS, build_engine, check_engine_name
+from stars_deploy.workflow.export import write_loihi, write_onnx
+from stars_deploy.workflow.samples import Samples, golden_part, golden_samples, load_samples
+from stars_deploy.workflow.setting import batch_size, default_engine, resolve_device
+from stars_deploy.workflow.sources import Source, open_source
+
+DEFAULT_IMAGES = 16  # of a source that has no golden images of its own
+LAVA_TIMEOUT_S = 900.0
+Json = dict[str, Any]
+
+
+def simulate(
+    source: Path,
+    profile: str,
+    engine: str | None = None,
+    data: str | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Json:
+    """Run SOURCE (a run, a bundle or a .nir file) and count accuracy, spikes and modeled energy.
+
+    Targets that the source does not hold for this profile are built in a temporary folder.
+
+    Raises:
+        InputError: bad source, engine or limit. GraphError, DoesNotFit: the graph cannot be
+        lowered to the profile. DataError, EngineError.
+    """
+    chosen = load_profile(profile)
+    name = default_engine(chosen) if engine is None else engine
+    check_engine_name(name)
+    opened = open_source(source)
+    samples = _samples(opened, data, limit)
+    with tempfile.TemporaryDirectory(prefix="stars-deploy.") as folder:
+        files = _files(opened, name, chosen, Path(folder))
+        place = resolve_device(name, device)
+        runner = CountingEngine(build_engine(name, opened.graph, files, place, LAVA_TIMEOUT_S))
+        correct = _run(runner, opened.graph, samples, progress)
+    return _result(opened, chosen, runner, samples, correct)
+
+
+def _samples(source: Source, data: str | None, limit: int | None) -> Samples:
+    if data is not None:
+        return load_samples(source.graph, data, limit)
+    if source.bundle is not None:
+        return golden_part(read_golden(source.bundle.file("golden.npz")), limit)
+    run = source.path if source.kind == "run" else None
+    return golden_samples(source.graph, limit or DEFAULT_IMAGES, run)
+
+
+def _files(source: Source, engine: str, profile: Profile, folder: Path) -> Path:
+    """Return a folder with the files that `engine` needs, built from the graph if need be."""
+    bundle = source.bundle
+    held = bundle is not None and all(bundle.has(name) for name in NEEDS[engine])
+    if engine in ("integer", "lava"):
+        if bundle is not None and held and bundle.manifest["profile"] == profile.name:
+            return bundle.path
+        write_loihi(source.graph, profile, folder)
+    elif engine == "onnx":
+        if bundle is not None and held:
+            return bundle.path
+        write_onnx(source.graph, folder)
+    return folder
+
+
+def _run(
+    engine: Engine, graph: nir.NIRGraph, samples: Samples, progress: Progress
+) -> tuple[int, int]:
+    """Return how many images have a label, and how many of them are classified right."""
+    count, correct = len(samples.images), 0
+    known = samples.labels >= 0
+    batch = batch_size(graph)
+    for start in range(0, count, batch):
+        part = slice(start, start + batch)
+        predicted = engine.run(samples.images[part]).logits.argmax(axis=1)
+        correct += int(np.count_nonzero(known[part] & (predicted == samples.labels[part])))
+        progress(f"simulate {engine.info.name}", min(start + batch, count), count)
+    return int(np.count_nonzero(known)), correct
+
+
+def _result(
+    source: Source,
+    profile: Profile,
+    engine: CountingEngine,
+    samples: Samples,
+    counted: tuple[int, int],
+) -> Json:
+    labelled, correct = counted
+    energy = profile.energy
+    return {
+        "profile": profile.name,
+        "engine": engine_json(engine.info),
+        "images": samples.source,
+        "n": engine.images,
+        "accuracy": correct / labelled if labelled else None,
+        "layers": _layers(source.graph, engine),
+        "energy": (
+            modeled_energy(source.graph, engine.spikes, engine.images, energy) if energy else []
+        ),
+        "tool_version": __version__,
+    }
+
+
+def _layers(graph: nir.NIRGraph, engine: CountingEngine) -> list[Json]:
+    steps, shapes = metadata_of(graph).T, output_shapes(graph)
+    layers = []
+    for node in engine.nodes:
+        neurons, spikes = math.prod(shapes[node]), int(engine.spikes[node].sum())
+        rate = spikes / (neurons * steps * engine.images)
+        layers.append(
+            {
+                "name": node,
+                "neurons": neurons,
+                "rate": rate,
+                "state": state_of(rate),
+                "spikes": spikes,
+            }
+        )
+    return layers

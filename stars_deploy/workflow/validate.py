@@ -1,0 +1,148 @@
+"""`stars-deploy validate`: does an engine compute what the reference computes, layer by layer?"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stars_deploy import __version__
+from stars_deploy.config.profile import Profile, load_profile
+from stars_deploy.console import Progress, no_progress
+from stars_deploy.errors import InputError
+from stars_deploy.files import read_json, sha256, write_json
+from stars_deploy.simulate.energy import CountingEngine, modeled_energy
+from stars_deploy.targets.findings import Finding
+from stars_deploy.validate import document
+from stars_deploy.validate.card import write_card
+from stars_deploy.validate.check import check
+from stars_deploy.validate.engines import not_run
+from stars_deploy.validate.lowering import lowering_differences, onnx_differences
+from stars_deploy.validate.report import write_report
+from stars_deploy.validate.selfcheck import golden_findings
+from stars_deploy.workflow.comparisons import COMPARISONS, Outcome
+from stars_deploy.workflow.setting import Setting, open_setting
+
+Json = dict[str, Any]
+
+
+def validate(
+    bundle: Path,
+    profile: str,
+    engine: str | None = None,
+    data: str | None = None,
+    limit: int | None = None,
+    timeout: float = 900.0,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Json:
+    """Compare an engine with its reference and write validation.json, report.html and card.md.
+
+    First of all the bundle is compared with itself: its golden recordings are computed again,
+    and its targets are built again from graph.nir. Without `data` the golden images are used.
+
+    Returns: validation.json; `verdict` is pass or fail, `reason` the first failure in words.
+    Raises: BundleError, InputError, EngineError; nothing is written then.
+    """
+    setting = open_setting(bundle, profile, engine, data, limit, timeout, device)
+    target = CountingEngine(setting.build(setting.engine))
+    findings = _self_check(setting, progress)
+    total = len(setting.samples.images)
+    outcome = COMPARISONS[setting.engine](
+        setting, target, lambda done: progress(f"validate {setting.engine}", done, total)
+    )
+    result = _result(setting, target, outcome, [*findings, *outcome.findings])
+    result = _keep_earlier(setting.bundle.path, result)
+    write_json(setting.bundle.path / "validation.json", result)
+    write_report(setting.bundle.path, result)
+    write_card(setting.bundle.path, result)
+    return result
+
+
+def _self_check(setting: Setting, progress: Progress) -> list[Finding]:
+    """Compute the golden recordings and the targets again."""
+    folder, graph, bundle = setting.bundle.path, setting.graph, setting.bundle
+    found = golden_findings(setting.golden, "float", setting.build("float"), setting.batch)
+    if bundle.has("loihi/network.json"):
+        integer = setting.build("integer")
+        found += golden_findings(setting.golden, "integer", integer, setting.batch)
+        found += lowering_differences(graph, _made_for(setting), folder / "loihi")
+    if bundle.has("model.onnx"):
+        names = ("model.onnx", "model_step.onnx")
+        found += onnx_differences(graph, {name: bundle.file(name) for name in names})
+    progress("self-check", 1, 1)
+    return found
+
+
+def _made_for(setting: Setting) -> Profile:
+    """Return the profile that the bundle's integers were made for."""
+    name = str(setting.bundle.manifest["profile"])
+    return setting.profile if setting.profile.name == name else load_profile(name)
+
+
+def _result(
+    setting: Setting, target: CountingEngine, outcome: Outcome, findings: list[Finding]
+) -> Json:
+    failed = document.first_error(findings)
+    notes = [item for item in check(setting.graph, setting.profile) if item.severity != "info"]
+    accuracy = outcome.parity["accuracy"]
+    reached = accuracy["target"] if accuracy else None
+    samples, bundle = setting.samples, setting.bundle
+    training = document.training_json(
+        setting.training, samples.source, len(samples.images), reached
+    )
+    energy = setting.profile.energy
+    modeled = modeled_energy(setting.graph, target.spikes, target.images, energy) if energy else []
+    present = set(bundle.manifest["sha256"])
+    return {
+        "schema": 1,
+        "verdict": "fail" if failed else "pass",
+        "reason": failed,
+        "profile": setting.profile.name,
+        "engine": document.engine_json(target.info),
+        "reference": outcome.reference,
+        "training": training,
+        "images": samples.source,
+        **outcome.parity,
+        "energy": modeled,
+        "tolerances": outcome.rule,
+        "findings": document.findings_json([*findings, *notes]),
+        "also": outcome.also,
+        "engines_not_run": not_run(outcome.ran, present),
+        "command": _command(setting),
+        "tool_version": __version__,
+        "manifest_sha256": sha256(bundle.path / "manifest.json"),
+    }
+
+
+def _command(setting: Setting) -> str:
+    name = setting.bundle.path.resolve().name
+    words = ["stars-deploy", "validate", name, "--profile", setting.profile.name]
+    words += ["--engine", setting.engine]
+    count = len(setting.samples.images)
+    if setting.data is not None:
+        words += ["--data", setting.data, "--limit", str(count)]
+    elif count < len(setting.golden.images):
+        words += ["--limit", str(count)]
+    return shlex.join(words)
+
+
+def _keep_earlier(folder: Path, result: Json) -> Json:
+    """Return `result` with the verdicts of other engines on the same bundle under `earlier`."""
+    path = folder / "validation.json"
+    before: list[Mapping[str, Any]] = []
+    if path.is_file():
+        try:
+            document_before = read_json(path)
+            before = [document_before, *document_before.get("earlier", [])]
+        except (InputError, AttributeError):
+            before = []  # a damaged verdict is no evidence; this one replaces it
+    key = (result["engine"]["name"], result["profile"], result["images"])
+    kept = [
+        {name: value for name, value in item.items() if name != "earlier"}
+        for item in before
+        if item.get("manifest_sha256") == result["manifest_sha256"]
+        and (item["engine"]["name"], item["profile"], item["images"]) != key
+    ]
+    return {**result, "earlier": kept}
