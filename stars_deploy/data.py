@@ -49,7 +49,7 @@ def _open(spec: str, data: Data, split: Split) -> tuple[NDArray[Any], NDArray[An
     path = Path(spec).expanduser()
     if spec == EVALUATION:
         return *_evaluation(data, split), f"evaluation subset of {data.name!r}"
-    if path.is_dir():
+    if spec and path.is_dir():
         return *_idx_folder(path, split), str(path)
     if path.is_file():
         return *_npz(path), str(path)

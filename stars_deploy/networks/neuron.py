@@ -62,6 +62,8 @@ def lif(current: Tensor, T: int, neuron: Neuron) -> Tensor:
         raise ValueError(f"current has {current.shape[0]} steps, expected {T} (or 1 if constant)")
     if neuron.backend == "norse":
         return norse_backend.lif(current, T, neuron)
+    if not (torch.is_grad_enabled() and current.requires_grad):
+        return run(current, T, neuron)[1]
     spikes: Tensor = _FusedLif.apply(current, T, neuron)
     return spikes
 
@@ -71,28 +73,32 @@ def _gains(neuron: Neuron) -> tuple[float, float]:
     return (1.0 if neuron.decay_input else neuron.tau), 1.0 / neuron.tau
 
 
-def potentials(current: Tensor, T: int, neuron: Neuron) -> Tensor:
-    """Return U = H - V_r of every step, [T, ...], in at least float32.
+def run(current: Tensor, T: int, neuron: Neuron) -> tuple[Tensor, Tensor]:
+    """Return the potentials U = H - V_r and the spikes of every step, both [T, ...].
 
-    Working relative to V_r takes it out of the recursion: U_0 = 0 and a reset is a zero.
+    Working relative to V_r takes it out of the recursion: U_0 = 0 and a reset is a zero. The
+    potentials are float32, or float64 if `current` is; the spikes have the type of `current`.
     """
     gain, inverse_tau = _gains(neuron)
     threshold = neuron.v_threshold - neuron.v_reset
+    spike_type = current.dtype
     current = current if current.dtype == torch.float64 else current.float()
-    # Buffers take the input's memory format, so that channels_last stays channels_last.
-    potential = torch.empty_like(
-        current if current.shape[0] == T else current.expand(T, *current.shape[1:])
-    )
-    torch.mul(current[0], gain * inverse_tau, out=potential[0])
-    rest = torch.empty_like(potential[0])
-    for t in range(1, T):
-        before, now = potential[t - 1], potential[t]
-        x = current[t if current.shape[0] == T else 0]
-        torch.mul(before, before <= threshold, out=rest)
-        # rest - gain x, then rest - that / tau: Norse's order of rounding, in two passes.
-        torch.sub(rest, x, alpha=gain, out=now)
-        torch.sub(rest, now, alpha=inverse_tau, out=now)
-    return potential
+    inputs = current.expand(T, *current.shape[1:])
+    # empty_like keeps the memory format, so that channels_last stays channels_last.
+    potential, spikes = torch.empty_like(inputs), torch.empty_like(inputs)
+    rest = torch.empty_like(inputs[0])
+    for t in range(T):
+        u = potential[t]
+        if t == 0:
+            torch.mul(inputs[0], gain * inverse_tau, out=u)
+        else:
+            # rest - r X, then rest - that / tau: Norse's order of rounding in two passes.
+            torch.sub(rest, inputs[t], alpha=gain, out=u)
+            torch.sub(rest, u, alpha=inverse_tau, out=u)
+        # Comparing into a float tensor is several times faster than into a bool one.
+        torch.gt(u, threshold, out=spikes[t])
+        torch.addcmul(u, u, spikes[t], value=-1, out=rest)
+    return potential, spikes.to(spike_type)
 
 
 class _FusedLif(torch.autograd.Function):
@@ -100,36 +106,32 @@ class _FusedLif(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, current: Tensor, T: int, neuron: Neuron) -> Tensor:  # type: ignore[no-untyped-def]
-        potential = potentials(current, T, neuron)
+        potential, spikes = run(current, T, neuron)
         ctx.save_for_backward(potential)
         ctx.neuron = neuron
         ctx.constant = current.shape[0] != T
-        spikes = torch.empty_like(potential, dtype=current.dtype)
-        return torch.gt(potential, neuron.v_threshold - neuron.v_reset, out=spikes)
+        return spikes
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_spikes: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
-        """Back-propagation through time.
+        """Back-propagation through time, with the surrogate s' for the derivative of a spike.
 
-        dL/dH_t = dL/dS_t s'(x_t) + dL/dV_t (1 - S_t [- (H_t - V_r) s'(x_t) unless detach_reset])
-        dL/dX_t = r/tau dL/dH_t;   dL/dV_{t-1} = (1 - 1/tau) dL/dH_t
+        dL/dH_t = dL/dS_t s'_t + dL/dV_t (1 - S_t - (H_t - V_r) s'_t), without the last term if
+        detach_reset; dL/dX_t = r/tau dL/dH_t; dL/dV_{t-1} = (1 - 1/tau) dL/dH_t.
         """
         (potential,) = ctx.saved_tensors
         neuron: Neuron = ctx.neuron
         gain, inverse_tau = _gains(neuron)
         threshold = neuron.v_threshold - neuron.v_reset
         slope = SURROGATES[neuron.surrogate](potential - threshold, neuron.alpha)
-        T = potential.shape[0]
-        carried: Tensor | None = None  # dL/dV_t / (1 - 1/tau)
-        leak = 1.0 - inverse_tau
-        grad = grad_spikes * slope
-        for t in range(T - 2, -1, -1):
-            carried = grad[t + 1]
-            through = (potential[t] <= threshold).to(grad.dtype)
+        grad = slope * grad_spikes if not neuron.detach_reset else slope.mul_(grad_spikes)
+        keep = torch.empty_like(potential[0])
+        for t in range(len(potential) - 2, -1, -1):
+            torch.le(potential[t], threshold, out=keep)
             if not neuron.detach_reset:
-                through.addcmul_(potential[t], slope[t], value=-1)
-            grad[t].addcmul_(carried, through, value=leak)
+                keep.addcmul_(potential[t], slope[t], value=-1)
+            grad[t].addcmul_(grad[t + 1], keep, value=1.0 - inverse_tau)
         if ctx.constant:
             grad = grad.sum(0, keepdim=True)
         return grad.mul_(gain * inverse_tau).to(grad_spikes.dtype), None, None

@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stars_deploy.config.recipe import Recipe
+from stars_deploy.console import Progress, no_progress
 from stars_deploy.data import Images, Labels, load_data
 from stars_deploy.errors import TrainingDiverged
 from stars_deploy.files import sha256, write_json, write_text
@@ -35,7 +36,7 @@ def train_teacher(
     data_spec: str,
     out: Path,
     device: str = "auto",
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Train the teacher of `recipe` and write OUT/teacher.safetensors, summary.json, recipe.toml.
 
@@ -61,14 +62,11 @@ def train_teacher(
         metrics.append({**entry, "time_s": round(time.monotonic() - start, 1)})
         save_weights(teacher, out / "checkpoint" / "teacher.safetensors")
         write_text(out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
-        progress(
-            f"epoch {entry['epoch'] + 1}/{recipe.training.epochs}"
-            f"  loss {entry['loss']:.4f}  training accuracy {entry['accuracy']:.4f}"
-        )
+        progress("train the teacher (epochs)", entry["epoch"] + 1, recipe.training.epochs)
     save_weights(teacher, out / "teacher.safetensors")
     summary = {
         "accuracy": accuracy(teacher, *test, recipe.data, place),
-        "n_test": len(test[1]),
+        "n": len(test[1]),
         "n_train": len(labels),
         "kind": "measured",
         "data": recipe.data.name,
