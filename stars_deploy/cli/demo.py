@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +22,7 @@ def demo(
     Distils without data, exports NIR, ONNX and Loihi, simulates, and validates spike for spike;
     Lava itself judges if its environment is there (`stars-deploy doctor --fix` builds it).
     """
+    from stars_deploy.errors import ParityError
     from stars_deploy.workflow.demo import run_demo
 
     with console.progress() as progress:
@@ -30,7 +31,12 @@ def demo(
         show_validation(validation)
     _show_accuracies(result)
     console.emit(result)
+    console.show("Seconds", ("stage", "s"), list(result["seconds"].items()))
     console.say(f"Report: {result['report']}")
+    if result["verdict"] != "pass":
+        failed = [v for v in result["validations"] if v["verdict"] != "pass"]
+        console.complain(f"Error: {failed[0]['engine']['name']}: {failed[0]['reason']}")
+        raise typer.Exit(ParityError.exit_code)
     next_step(
         f"stars-deploy validate {out / 'bundle'} --engine lava   |   "
         f"python {out / 'bundle' / 'run_onnx.py'} {out / 'bundle'}   |   "
@@ -38,11 +44,9 @@ def demo(
     )
 
 
-def _show_accuracies(result: dict[str, object]) -> None:
-    accuracies = result["accuracy"]
-    if isinstance(accuracies, dict):
-        rows = [(name, f"{value:.4f}") for name, value in accuracies.items()]
-        console.show(f"Accuracy on {result['n']} images", ("network", "top-1"), rows)
+def _show_accuracies(result: dict[str, Any]) -> None:
+    rows = [(name, f"{value:.4f}") for name, value in result["accuracy"].items()]
+    console.show(f"Accuracy on {result['n']} images", ("network", "top-1"), rows)
 
 
 def register(app: typer.Typer) -> None:
