@@ -7,6 +7,7 @@ and declare terabytes in a few kilobytes (fill values, compression). nir.read fo
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -55,10 +56,7 @@ def prescan(path: Path, limit_bytes: int = LIMIT_BYTES) -> None:
     and keeps none of it: memory stays near the size of one chunk, time near that of reading.
     Raises: GraphError naming the object and why it is refused.
     """
-    if not path.is_file():
-        raise GraphError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
-    if path.stat().st_size > limit_bytes:
-        raise GraphError(f"{path}: larger than {limit_bytes} bytes; raise the limit to read it")
+    check_openable(path, limit_bytes)
     try:
         with h5py.File(path, "r") as file:
             _walk(file, _Budget(limit_bytes))
@@ -66,13 +64,21 @@ def prescan(path: Path, limit_bytes: int = LIMIT_BYTES) -> None:
                 raise GraphError("has no 'node' group, so it is HDF5 but not NIR; export it again")
     except GraphError as problem:
         raise GraphError(f"{path}: {problem}") from None
-    except PermissionError:
-        raise GraphError(f"{path}: not readable; check its permissions") from None
     except Exception as problem:  # damaged HDF5 surfaces as many exception types
         detail = str(problem).splitlines()[0][:160] if str(problem) else type(problem).__name__
         raise GraphError(
             f"{path}: not a readable HDF5 file, damaged or truncated ({detail}); copy it again"
         ) from None
+
+
+def check_openable(path: Path, limit_bytes: int) -> None:
+    """Refuse what is not a regular, readable file of at most `limit_bytes`."""
+    if not path.is_file():
+        raise GraphError(f"{path}: not a file" if path.exists() else f"{path}: no such file")
+    if not os.access(path, os.R_OK):
+        raise GraphError(f"{path}: not readable; check its permissions")
+    if path.stat().st_size > limit_bytes:
+        raise GraphError(f"{path}: larger than {limit_bytes} bytes; raise the limit to read it")
 
 
 def _walk(file: h5py.File, budget: _Budget) -> None:
@@ -100,9 +106,10 @@ def _children(group: h5py.Group, budget: _Budget) -> Iterator[tuple[str, Any]]:
     for name in group:
         link = group.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
-            kind = type(link).__name__
-            target = f"{getattr(link, 'filename', '')}:{getattr(link, 'path', '')}".lstrip(":")
-            raise GraphError(f"{group.name}/{name}: is a {kind} to {target}; {_REMEDY}")
+            kind = type(link).__name__ if link is not None else "broken link"
+            target = f"{getattr(link, 'filename', '')}:{getattr(link, 'path', '')}".strip(":")
+            where = f" to {target}" if target else ""
+            raise GraphError(f"{group.name}/{name}: is a {kind}{where}; {_REMEDY}")
         item = group[name]
         address = _address(item)
         if address in budget.seen:

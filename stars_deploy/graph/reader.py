@@ -6,9 +6,9 @@ from pathlib import Path
 
 import nir
 
-from stars_deploy.errors import GraphError
 from stars_deploy.graph.canonical import canonical
-from stars_deploy.graph.prescan import LIMIT_BYTES, prescan
+from stars_deploy.graph.isolate import inspect, read_nir
+from stars_deploy.graph.prescan import LIMIT_BYTES
 from stars_deploy.graph.problems import require_runnable
 
 
@@ -18,17 +18,8 @@ def load_graph(path: Path, limit_bytes: int = LIMIT_BYTES) -> nir.NIRGraph:
     For callers that want every finding of a bad graph (graph_problems); others use read_graph.
     Raises: GraphError for a missing, truncated or hostile file, or one nir cannot construct.
     """
-    prescan(path, limit_bytes)
-    try:
-        # Types are checked by our own rules, which name the node and the remedy.
-        graph = nir.read(path, type_check=False)
-    except Exception as problem:  # nir answers bad files with whatever its code runs into
-        detail = f"{type(problem).__name__}: {problem}".rstrip(": ").splitlines()[0][:200]
-        raise GraphError(f"{path}: not a NIR graph ({detail}); export the file again") from None
-    if not isinstance(graph, nir.NIRGraph):
-        kind = type(graph).__name__
-        raise GraphError(f"{path}: holds a {kind} node, expected a graph; wrap it in nir.NIRGraph")
-    return graph
+    inspect(path, limit_bytes)
+    return read_nir(path)
 
 
 def read_graph(path: Path, limit_bytes: int = LIMIT_BYTES, metadata: bool = True) -> nir.NIRGraph:

@@ -11,7 +11,6 @@ from stars_deploy.files import atomic_path
 from stars_deploy.graph.canonical import canonical, difference
 from stars_deploy.graph.groups import expand_groups
 from stars_deploy.graph.problems import require_runnable
-from stars_deploy.graph.reader import read_graph
 
 
 def write_graph(graph: nir.NIRGraph, path: Path) -> None:
@@ -25,11 +24,20 @@ def write_graph(graph: nir.NIRGraph, path: Path) -> None:
     _require_square_kernels(written)
     with atomic_path(path) as temporary:
         nir.write(temporary, written)
-        # nir's own type check is what every other reader runs first.
-        nir.read(temporary)
-        different = difference(written, read_graph(temporary))
+        different = difference(written, canonical(_typed(temporary, path)))
         if different:
             raise GraphError(f"{path.name}: {different} changed in the file; please report this")
+
+
+def _typed(file: Path, path: Path) -> nir.NIRGraph:
+    """Read `file` with the type check of nir, which other readers run first."""
+    try:
+        return nir.read(file)
+    except Exception as problem:  # nir's checks raise whatever they run into
+        raise GraphError(
+            f"{path.name}: the type check of nir refuses this graph ({problem}); "
+            "write grouped or rectangular kernels expanded to square ones"
+        ) from None
 
 
 def _require_square_kernels(graph: nir.NIRGraph) -> None:

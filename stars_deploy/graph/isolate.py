@@ -1,0 +1,103 @@
+"""Opening an untrusted .nir file in a child process first.
+
+The HDF5 library can crash or loop for ever on a damaged file, and no Python code can stop it from
+inside. A child process can be stopped, and can be given a memory limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nir
+
+from stars_deploy.errors import GraphError
+from stars_deploy.graph.prescan import LIMIT_BYTES, check_openable, prescan
+
+TIMEOUT_S = 20.0
+_REFUSED = 3
+_BYTES_PER_S = 20e6
+# Address space of an interpreter with NumPy and HDF5, most of it never touched.
+_INTERPRETER_BYTES = 3 << 30
+
+_CHILD = """
+import sys
+sys.path[:] = sys.argv[3:]
+from stars_deploy.graph.isolate import child
+child(sys.argv[1], int(sys.argv[2]))
+"""
+
+
+def inspect(path: Path, limit_bytes: int = LIMIT_BYTES, timeout_s: float = TIMEOUT_S) -> None:
+    """Pre-scan and read `path` in a child process; return if that went well.
+
+    The child has `timeout_s` seconds plus one for every 20 MB, and memory for the declared data.
+    Raises: GraphError with the child's reason, or because it crashed or was stopped.
+    """
+    check_openable(path, limit_bytes)
+    patience = timeout_s + path.stat().st_size / _BYTES_PER_S
+    command = [sys.executable, "-c", _CHILD, str(path), str(limit_bytes), *sys.path]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=patience,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise GraphError(
+            f"{path}: reading it did not end within {patience:.0f} s, so the file is damaged; "
+            "copy or export it again"
+        ) from None
+    if done.returncode == _REFUSED:
+        raise GraphError(done.stdout.decode(errors="replace").strip())
+    if done.returncode != 0:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        detail = lines[-1][:160] if lines else f"exit status {done.returncode}"
+        raise GraphError(
+            f"{path}: the HDF5 library failed on it ({detail}), so the file is damaged; "
+            "copy or export it again"
+        )
+
+
+def child(path: str, limit_bytes: int) -> None:
+    """Pre-scan and read a file, then exit: 0 fine, 3 refused with the reason on stdout."""
+    _limit_memory(_INTERPRETER_BYTES + 3 * limit_bytes)
+    try:
+        prescan(Path(path), limit_bytes)
+        read_nir(Path(path))
+    except GraphError as problem:
+        print(problem, flush=True)
+        # Without clean-up: a damaged file may still hang the library when it is closed.
+        os._exit(_REFUSED)
+    os._exit(0)
+
+
+def read_nir(path: Path) -> nir.NIRGraph:
+    """Return nir.read(path) without nir's type check; every failure becomes a GraphError."""
+    try:
+        # Types are checked by our own rules, which name the node and the remedy.
+        graph = nir.read(path, type_check=False)
+    except Exception as problem:  # nir answers bad files with whatever its code runs into
+        detail = f"{type(problem).__name__}: {problem}".splitlines()[0][:200].rstrip(": ")
+        raise GraphError(f"{path}: not a NIR graph ({detail}); export the file again") from None
+    if not isinstance(graph, nir.NIRGraph):
+        kind = type(graph).__name__
+        raise GraphError(f"{path}: holds a {kind} node, expected a graph; wrap it in nir.NIRGraph")
+    return graph
+
+
+def _limit_memory(size: int) -> None:
+    """Limit the address space where the system can."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        limit = size if hard == resource.RLIM_INFINITY else min(size, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
