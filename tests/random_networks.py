@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from stars_deploy.graph.geometry import Window
 from stars_deploy.graph.groups import expand_kernel
 from stars_deploy.graph.metadata import DT, GraphMetadata, with_metadata
+from stars_deploy.simulate.recording import Recording
 from stars_deploy.simulate.reference import FloatEngine
 
 Array = NDArray[Any]
@@ -171,7 +173,7 @@ def _scale(chain: _Chain, operator: str, seed: int, dyadic: bool) -> None:
     """Scale the last operator by powers of 1.5 until its population fires at about 20 %."""
     node = chain.nodes[operator]
     weight, bias = node.weight.astype(np.float64), node.bias.astype(np.float64)
-    images = random_images(6, chain_input(chain), seed)
+    images = random_images(6, image_shape(chain), seed)
     best = (math.inf, node.weight, node.bias)
     low, high = -8, 12
     while low <= high:
@@ -188,6 +190,20 @@ def _scale(chain: _Chain, operator: str, seed: int, dyadic: bool) -> None:
     _, node.weight, node.bias = best
 
 
-def chain_input(chain: _Chain) -> Shape:
-    """Shape of the images a chain takes."""
-    return tuple(int(x) for x in chain.nodes["input"].input_type["input"])
+def clear_mismatches(reference: Recording, spikes: Mapping[str, Array], tolerance: float) -> int:
+    """Count spikes that differ from `reference` although no margin so far was below `tolerance`.
+
+    A neuron that was once within `tolerance` of its threshold may have gone either way, and
+    differs from then on; all others must agree. `reference` needs margins.
+    """
+    total = 0
+    for name, expected in reference.spikes.items():
+        near = np.abs(reference.margins[name]) < tolerance
+        unclear = np.logical_or.accumulate(near, axis=0)
+        total += int(((spikes[name] != expected) & ~unclear).sum())
+    return total
+
+
+def image_shape(graph: nir.NIRGraph | _Chain) -> Shape:
+    """Shape [C, H, W] of the images a graph takes."""
+    return tuple(int(x) for x in graph.nodes["input"].input_type["input"])
