@@ -78,6 +78,7 @@ def test_seal_accepts_the_change_and_keeps_the_rest(bundle):
         (lambda b: (b / "manifest.json").write_text("{"), "not valid JSON"),
         (lambda b: (b / "manifest.json").write_text("[]"), "not the manifest of a bundle"),
         (lambda b: (b / "manifest.json").write_text('{"sha256": {}, "schema": 7}'), "schema is 7"),
+        (lambda b: (b / "manifest.json").write_text('{"sha256": {}, "schema": 1}'), "tool_version"),
     ],
 )
 def test_damage_is_named(bundle, damage, message):

@@ -135,7 +135,7 @@ def modeled_energy(
         "spikes": (emitted, energy.spike_within_tile_pj),
     }
     rows = [
-        _row(name, count * cost.value / 1000, f"{count:.6g} x {cost.value:g} pJ; {cost.source}")
+        _row(name, count * cost.value / 1000, f"{count:,.0f} x {cost.value:g} pJ; {cost.source}")
         for name, (count, cost) in parts.items()
     ]
     note = "sum of the above; without hops between cores and static power"

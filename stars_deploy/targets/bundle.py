@@ -21,6 +21,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 #: Written by `validate` about a bundle, so outside its seal.
 LATER = frozenset({"validation.json", "report.html", "card.md"})
+_KEYS = ("tool_version", "source", "profile", "targets", "seeds")
 SOURCES = ("evaluation", "synthetic", "random")
 
 Json = dict[str, Any]
@@ -249,4 +250,7 @@ def _read_manifest(path: Path) -> Json:
             f"{path / MANIFEST}: schema is {manifest.get('schema')!r}, expected {SCHEMA}; "
             "export the bundle again with this version"
         )
+    missing = [key for key in _KEYS if key not in manifest]
+    if missing:
+        raise BundleError(f"{path / MANIFEST}: key {missing[0]!r} is missing; export it again")
     return manifest

@@ -7,17 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import nir
+
 from stars_deploy.files import read_json, write_text
 from stars_deploy.graph.geometry import input_shape
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.order import spiking_nodes
-from stars_deploy.graph.reader import read_graph
 from stars_deploy.validate.report import all_runs
 
 Json = Mapping[str, Any]
 
 
-def write_card(bundle: Path, validation: Json | None) -> Path:
+def write_card(bundle: Path, graph: nir.NIRGraph, validation: Json | None) -> Path:
     """Write BUNDLE/card.md; `validation` is None before the first `validate`."""
     manifest = read_json(bundle / "manifest.json")
     training = bundle / "training.json"
@@ -26,7 +27,7 @@ def write_card(bundle: Path, validation: Json | None) -> Path:
     parts = [
         _front_matter(manifest, measured),
         f"# {_plain(_name(manifest))}\n",
-        _description(bundle, manifest),
+        _description(graph, manifest),
         _results(measured, runs),
         _parity(runs),
         _use(manifest),
@@ -58,8 +59,7 @@ def _front_matter(manifest: Json, measured: Json | None) -> str:
     return "\n".join([*lines, "---", ""])
 
 
-def _description(bundle: Path, manifest: Json) -> str:
-    graph = read_graph(bundle / "graph.nir")
+def _description(graph: nir.NIRGraph, manifest: Json) -> str:
     metadata = metadata_of(graph)
     channels, height, width = input_shape(graph)
     source = manifest["source"]

@@ -67,7 +67,7 @@ def evidence(parity: Parity) -> list[Finding]:
     ]
 
 
-def rule(name: str, tolerances: Tolerances, images: int) -> dict[str, Any]:
+def rule(name: str, tolerances: Tolerances, labelled: int) -> dict[str, Any]:
     """Return what validation.json says about the tolerances of an engine's rule."""
     if name == "exact":
         return {"mismatches": 0, "readout_abs": 0.0, "source": "integer arithmetic"}
@@ -79,16 +79,16 @@ def rule(name: str, tolerances: Tolerances, images: int) -> dict[str, Any]:
             "source": "float arithmetic in another order of summation",
         }
     return {
-        "accuracy_delta": accuracy_limit(tolerances, images),
+        "accuracy_delta": accuracy_limit(tolerances, labelled),
         "total_spikes_relative": tolerances.total_spikes_relative,
         "layer_spikes_relative": tolerances.layer_spikes_relative,
         "source": tolerances.source,
     }
 
 
-def accuracy_limit(tolerances: Tolerances, images: int) -> float:
+def accuracy_limit(tolerances: Tolerances, labelled: int) -> float:
     """Return the profile's accuracy tolerance, but at least one image: finer cannot be seen."""
-    return max(tolerances.accuracy_delta, 1 / max(images, 1))
+    return max(tolerances.accuracy_delta, 1 / labelled) if labelled else tolerances.accuracy_delta
 
 
 def _guilty(parity: Parity) -> list[LayerParity]:

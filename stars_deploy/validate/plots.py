@@ -26,13 +26,13 @@ _VARIABLES = {
     REFERENCE: "var(--reference)", TARGET: "var(--target)",
 }  # fmt: skip
 _STYLE: dict[str, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "stars-deploy", "font.size": 9,
+    "svg.fonttype": "none", "svg.hashsalt": "stars-deploy", "font.size": 8.5,
     "text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": LINE,
     "xtick.color": MUTED, "ytick.color": INK, "ytick.left": False, "xtick.bottom": False,
     "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
     "axes.facecolor": "none", "figure.facecolor": "none", "legend.frameon": False,
 }  # fmt: skip
-_WIDTH_INCH = 4.8
+_WIDTH_INCH = 4.2
 _COLUMNS = 360  # of the raster; wider layers are binned
 
 
@@ -48,9 +48,10 @@ def spikes_chart(layers: Sequence[Mapping[str, Any]], reference: str, target: st
             values = [int(layer[key]) for layer in layers]
             axes.barh(rows + offset, values, 0.32, color=colour, label=label)
             for row, value in zip(rows, values, strict=True):
-                axes.text(value + most / 80, row + offset, _short(value), va="center", fontsize=8)
+                axes.text(value + most / 80, row + offset, _short(value), va="center", fontsize=7.5)
         axes.set_xlim(0, most * 1.16)
-        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+        axes.xaxis.set_major_formatter(lambda value, _: _short(value, most))
+        axes.locator_params(axis="x", nbins=5)
         _finish(axes, layers, "spikes, summed over images, steps and neurons")
         figure.legend(loc="outside upper left", ncols=2, handlelength=1)
         return _svg(figure)
@@ -70,7 +71,7 @@ def rates_chart(layers: Sequence[Mapping[str, Any]]) -> str:
             right = rate > 80  # no room beyond the dot: write above the line
             place = (rate - 2, row - 0.28) if right else (rate + 3, row)
             side = "right" if right else "left"
-            axes.text(*place, f"{rate:.1f} %", va="center", ha=side, fontsize=8)
+            axes.text(*place, f"{rate:.1f} %", va="center", ha=side, fontsize=7.5)
         axes.set_xlim(0, 100)
         _finish(axes, layers, "spikes per neuron and step, %; shaded: silent or saturated")
         return _svg(figure)
@@ -82,8 +83,8 @@ def raster(spikes: Mapping[str, NDArray[np.uint8]]) -> str:
     A layer of more neurons than columns is binned: the darker, the more neurons of the bin fired.
     """
     hue = LinearSegmentedColormap.from_list("spikes", [(0.3, 0.5, 0.9, 0.0), (0.24, 0.48, 0.9, 1)])
-    with rc_context({**_STYLE, "ytick.color": MUTED, "font.size": 9}):
-        figure = Figure((7, 0.3 + 0.62 * len(spikes)), layout="constrained")
+    with rc_context({**_STYLE, "ytick.color": MUTED, "font.size": 7}):
+        figure = Figure((7, 0.2 + 0.55 * len(spikes)), layout="constrained")
         panels = figure.subplots(len(spikes), 1, squeeze=False)[:, 0]
         for axes, (node, train) in zip(panels, spikes.items(), strict=True):
             flat = train.reshape(len(train), -1)
@@ -93,7 +94,7 @@ def raster(spikes: Mapping[str, NDArray[np.uint8]]) -> str:
             axes.set_yticks([0, len(flat) - 1], ["1", str(len(flat))])
             axes.set_xticks([])
             axes.set_title(f"{node}: {flat.shape[1]} neurons, {int(flat.sum())} spikes",
-                           loc="left", fontsize=9, color=INK, pad=3)  # fmt: skip
+                           loc="left", fontsize=7, color=INK, pad=3)  # fmt: skip
         return _svg(figure)
 
 
@@ -135,10 +136,12 @@ def _finish(axes: Any, layers: Sequence[Mapping[str, Any]], label: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _short(value: float) -> str:
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= limit:
-            return f"{value / (1e3 if unit == 'k' else limit):.3g} {unit}"
+def _short(value: float, largest: float | None = None) -> str:
+    """Return a number with the unit k, M or G of itself, or of the largest on its axis."""
+    size = abs(value) if largest is None else largest
+    for limit, factor, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if size >= limit:
+            return f"{value / factor:.3g} {unit}" if value else "0"
     return f"{value:.0f}"
 
 

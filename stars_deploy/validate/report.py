@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nir
 import numpy as np
 
 from stars_deploy.files import read_json, write_text
 from stars_deploy.graph.metadata import metadata_of
-from stars_deploy.graph.reader import read_graph
 from stars_deploy.targets.bundle import Golden, read_golden
 
 Json = dict[str, Any]
@@ -19,10 +19,10 @@ TEMPLATE = "report.html.j2"
 THUMBNAIL_SCALE = 6
 
 
-def write_report(bundle: Path, validation: Mapping[str, Any]) -> Path:
-    """Write BUNDLE/report.html about validation.json and what else the bundle holds."""
+def write_report(bundle: Path, graph: nir.NIRGraph, validation: Mapping[str, Any]) -> Path:
+    """Write BUNDLE/report.html about validation.json and what else the bundle of `graph` holds."""
     path = bundle / "report.html"
-    write_text(path, render(context(bundle, validation)))
+    write_text(path, render(context(bundle, graph, validation)))
     return path
 
 
@@ -40,11 +40,11 @@ def render(values: Mapping[str, Any]) -> str:
     return environment.get_template(TEMPLATE).render(values)
 
 
-def context(bundle: Path, validation: Mapping[str, Any]) -> Json:
+def context(bundle: Path, graph: nir.NIRGraph, validation: Mapping[str, Any]) -> Json:
     """Return what the page shows, from the files of the bundle and the verdicts on it."""
     manifest = read_json(bundle / "manifest.json")
     golden = read_golden(bundle / "golden.npz")
-    classes = metadata_of(read_graph(bundle / "graph.nir")).classes
+    classes = metadata_of(graph).classes
     runs = all_runs(validation)
     failed = [run for run in runs if run["verdict"] != "pass"]
     return {
@@ -124,17 +124,24 @@ def _with_figures(run: Json) -> Json:
     from stars_deploy.validate.plots import rates_chart, spikes_chart
 
     layers = run["layers"]
-    bars = spikes_chart(layers, run["reference"]["engine"], run["engine"]["name"])
+    reference = _reference_name(run["reference"])
+    bars = spikes_chart(layers, reference, run["engine"]["name"])
     tolerances = run["tolerances"]
-    shown = [f"{key.replace('_', ' ')} {_real(value)}" for key, value in tolerances.items()
-             if key != "source"]  # fmt: skip
+    shown = [f"{k.replace('_', ' ')} {_real(v)}" for k, v in tolerances.items() if k != "source"]
     return {
         **run,
+        "reference_name": reference,
         # Drawn from layer names and counts by matplotlib, which escapes its texts.
         "spikes_chart": Markup(bars),
         "rates_chart": Markup(rates_chart(layers)),
         "tolerances_text": ", ".join(shown) + f" ({tolerances['source']})",
     }
+
+
+def _reference_name(reference: Mapping[str, Any]) -> str:
+    if reference["engine"] == "training":
+        return f"training ({reference['device']})"
+    return f"{reference['engine']} as exported" if reference["recorded"] else reference["engine"]
 
 
 def _never_run(runs: Sequence[Json]) -> list[Json]:
@@ -225,4 +232,6 @@ def _count(value: int | None) -> str:
 
 
 def _real(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"

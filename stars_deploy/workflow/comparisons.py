@@ -119,7 +119,7 @@ def _float(setting: Setting, target: CountingEngine, tick: Tick) -> Outcome:
             "stars-deploy evaluate on the run and export again"
         )
     whole, found, rule = against_training(target, setting.samples, training, setting.batch, tick)
-    reference = {"engine": "training", "device": training["device"]}
+    reference = {"engine": "training", "device": training["device"], "recorded": True}
     return Outcome(whole, found, rule, reference, [], {"float"})
 
 

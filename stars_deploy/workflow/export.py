@@ -66,7 +66,7 @@ def export(
             wanted,
             _seeds(opened),
         )
-        write_card(folder, None)
+        write_card(folder, graph, None)
     return {
         "bundle": str(out),
         "targets": wanted,

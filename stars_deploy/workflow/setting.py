@@ -21,6 +21,7 @@ from stars_deploy.targets.bundle import Bundle, Golden, open_bundle, read_golden
 from stars_deploy.validate.engines import build_engine, check_engine_name
 from stars_deploy.workflow.samples import Samples, golden_part, load_samples
 
+TRAINING_KEYS = ("device", "data", "n", "accuracy", "spikes", "T")
 DEVICES = ("auto", "cpu", "cuda")
 BATCH_VALUES = 1 << 25  # spikes recorded at a time, which bounds memory
 
@@ -36,6 +37,7 @@ class Setting:
     engine: str
     samples: Samples
     data: str | None
+    limit: int | None
     device: str
     timeout: float
     batch: int
@@ -54,7 +56,13 @@ class Setting:
         """What training.json of the bundle says, None if there is none."""
         if not self.bundle.has("training.json"):
             return None
-        document: dict[str, Any] = read_json(self.bundle.file("training.json"), BundleError)
+        path = self.bundle.file("training.json")
+        document: dict[str, Any] = read_json(path, BundleError)
+        missing = [key for key in TRAINING_KEYS if key not in document]
+        if missing:
+            raise BundleError(
+                f"{path}: key {missing[0]!r} is missing; evaluate the run and export it again"
+            )
         return document
 
 
@@ -87,6 +95,7 @@ def open_setting(
         engine=name,
         samples=samples,
         data=data,
+        limit=limit,
         device=resolve_device(name, device),
         timeout=timeout,
         batch=batch_size(graph),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,8 @@ def validate(
     result = _result(setting, target, outcome, [*findings, *outcome.findings])
     result = _keep_earlier(setting.bundle.path, result)
     write_json(setting.bundle.path / "validation.json", result)
-    write_report(setting.bundle.path, result)
-    write_card(setting.bundle.path, result)
+    write_report(setting.bundle.path, setting.graph, result)
+    write_card(setting.bundle.path, setting.graph, result)
     return result
 
 
@@ -120,29 +119,34 @@ def _command(setting: Setting) -> str:
     name = setting.bundle.path.resolve().name
     words = ["stars-deploy", "validate", name, "--profile", setting.profile.name]
     words += ["--engine", setting.engine]
-    count = len(setting.samples.images)
     if setting.data is not None:
-        words += ["--data", setting.data, "--limit", str(count)]
-    elif count < len(setting.golden.images):
-        words += ["--limit", str(count)]
+        words += ["--data", setting.data]
+    if setting.limit is not None:
+        words += ["--limit", str(setting.limit)]
     return shlex.join(words)
 
 
 def _keep_earlier(folder: Path, result: Json) -> Json:
     """Return `result` with the verdicts of other engines on the same bundle under `earlier`."""
     path = folder / "validation.json"
-    before: list[Mapping[str, Any]] = []
+    before: list[Any] = []
     if path.is_file():
         try:
-            document_before = read_json(path)
-            before = [document_before, *document_before.get("earlier", [])]
-        except (InputError, AttributeError):
+            latest = read_json(path)
+            before = [latest, *latest.get("earlier", [])]
+        except (InputError, AttributeError, TypeError):
             before = []  # a damaged verdict is no evidence; this one replaces it
-    key = (result["engine"]["name"], result["profile"], result["images"])
     kept = [
         {name: value for name, value in item.items() if name != "earlier"}
         for item in before
-        if item.get("manifest_sha256") == result["manifest_sha256"]
-        and (item["engine"]["name"], item["profile"], item["images"]) != key
+        if isinstance(item, dict)
+        and item.keys() >= result.keys()
+        and item["manifest_sha256"] == result["manifest_sha256"]
+        and _subject(item) != _subject(result)
     ]
     return {**result, "earlier": kept}
+
+
+def _subject(result: Json) -> tuple[object, ...]:
+    """Return what a verdict is about; a newer one on the same replaces it."""
+    return result["engine"].get("name"), result["profile"], result["images"]
