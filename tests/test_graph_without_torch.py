@@ -1,0 +1,19 @@
+"""Graphs, the float engine and ONNX must work where torch is not installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+CODE = """
+import sys
+sys.modules["torch"] = None
+import stars_deploy.graph.gain, stars_deploy.graph.pooling, stars_deploy.graph.reader
+import stars_deploy.graph.writer, stars_deploy.simulate.reference
+import stars_deploy.simulate.onnx_engine, stars_deploy.targets.onnx
+"""
+
+
+def test_import_with_torch_blocked() -> None:
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
