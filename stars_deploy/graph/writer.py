@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import nir
 
 from stars_deploy.errors import GraphError
-from stars_deploy.files import atomic_path
+from stars_deploy.files import write_bytes
 from stars_deploy.graph.canonical import canonical, difference
 from stars_deploy.graph.groups import expand_groups
 from stars_deploy.graph.problems import require_runnable
@@ -22,14 +23,16 @@ def write_graph(graph: nir.NIRGraph, path: Path) -> None:
     require_runnable(graph, path.name)
     written = canonical(expand_groups(graph))
     _require_square_kernels(written)
-    with atomic_path(path) as temporary:
-        nir.write(temporary, written)
-        different = difference(written, canonical(_typed(temporary, path)))
-        if different:
-            raise GraphError(f"{path.name}: {different} changed in the file; please report this")
+    # In memory first: the HDF5 library crashes when the disk fills up under it.
+    file = io.BytesIO()
+    nir.write(file, written)
+    different = difference(written, canonical(_typed(file, path)))
+    if different:
+        raise GraphError(f"{path.name}: {different} changed in the file; please report this")
+    write_bytes(path, file.getvalue())
 
 
-def _typed(file: Path, path: Path) -> nir.NIRGraph:
+def _typed(file: io.BytesIO, path: Path) -> nir.NIRGraph:
     """Read `file` with the type check of nir, which other readers run first."""
     try:
         return nir.read(file)

@@ -5,6 +5,7 @@ Load it with `input_message_bits=8, reset_interval=T, reset_offset=1`. Format: l
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stars_deploy.errors import GraphError
-from stars_deploy.files import atomic_path
+from stars_deploy.files import write_bytes
 from stars_deploy.targets.netx_rules import netx_bias, netx_problems
 
 Array = NDArray[Any]
@@ -30,7 +31,9 @@ def write_netx(document: Mapping[str, Any], arrays: Mapping[str, Array], path: P
     problems = netx_problems(document, arrays)
     if problems:
         raise GraphError("this network cannot be written for NetX:\n  " + "\n  ".join(problems))
-    with atomic_path(path) as temporary, h5py.File(temporary, "w", track_order=False) as file:
+    # In memory first: the HDF5 library crashes when the disk fills up under it.
+    content = io.BytesIO()
+    with h5py.File(content, "w", track_order=False) as file:
         _input(file.create_group("layer/0"), document["input"]["shape_whc"])
         rank = 3
         for population in document["populations"]:
@@ -43,6 +46,7 @@ def write_netx(document: Mapping[str, Any], arrays: Mapping[str, Array], path: P
             group = file.create_group(f"layer/{len(file['layer'])}")
             _block(group, connection, population, arrays)
             rank = len(population["shape_whc"])
+    write_bytes(path, content.getvalue())
 
 
 def _put(group: h5py.Group, name: str, value: Any) -> None:
