@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from stars_deploy.errors import InputError
-from stars_deploy.files import atomic_path
+from stars_deploy.files import write_bytes
 
 SCHEMA = 1
 FILE = Path("checkpoint") / "state.pt"
@@ -20,8 +21,9 @@ MAX_SHARE = 0.05  # of a run's time that writing checkpoints may take
 
 def save(run: Path, state: dict[str, Any]) -> None:
     """Write the state of a run; a reader sees the old file or the new one, never a part."""
-    with atomic_path(run / FILE) as temporary:
-        torch.save({"schema": SCHEMA, **state}, temporary)
+    content = io.BytesIO()  # torch reports a full disk as a RuntimeError, Python as an OSError
+    torch.save({"schema": SCHEMA, **state}, content)
+    write_bytes(run / FILE, content.getvalue())
 
 
 def load(run: Path) -> dict[str, Any] | None:

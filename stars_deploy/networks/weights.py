@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stars_deploy.config.recipe import Recipe
 from stars_deploy.errors import WeightsError
-from stars_deploy.files import atomic_path, sha256
+from stars_deploy.files import sha256, write_bytes
 from stars_deploy.networks.base import Network
 from stars_deploy.networks.families import build_student, build_teacher
 
@@ -23,8 +23,7 @@ def save_weights(network: nn.Module, path: Path) -> None:
         name: tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
         for name, tensor in network.state_dict().items()
     }
-    with atomic_path(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary)
+    write_bytes(path, safetensors.torch.save(tensors))
 
 
 def load_teacher(
