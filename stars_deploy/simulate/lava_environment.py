@@ -110,9 +110,9 @@ def _build(directory: Path, progress: Progress) -> None:
     with _step(progress, "finding Python 3.10"):
         base = find_python310()
     with _step(progress, "creating the Lava environment"):
-        _uv("venv", "--quiet", "--no-project", "--python", str(base), str(directory))
+        _uv("venv", "--no-project", "--python", str(base), str(directory))
     with _step(progress, "installing Lava"):
-        _uv("pip", "install", "--quiet", "--python", str(python), "-r", str(requirements()))
+        _uv("pip", "install", "--python", str(python), "-r", str(requirements()))
     with _step(progress, "importing Lava"):
         versions = _versions(python)
     write_json(directory / "ready.json", versions)
@@ -189,8 +189,10 @@ def _from_pyenv(env: Mapping[str, str]) -> list[Path]:
 
 def _from_uv() -> Path:
     try:
-        _uv("python", "install", "--quiet", "3.10")
-        found = _uv("python", "find", "--python-preference", "only-managed", "3.10").strip()
+        _uv("python", "install", "3.10")
+        found = _uv(
+            "python", "find", "--system", "--python-preference", "only-managed", "3.10"
+        ).strip()
     except EngineError as problem:
         raise EngineError(
             "Lava needs Python 3.10, and neither PATH, pyenv nor uv has one: install Python 3.10 "
