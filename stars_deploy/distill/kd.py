@@ -51,11 +51,11 @@ def learning_rate(kd: Kd, epoch: int, step: int, epochs: int) -> float:
     """
     if kd.schedule == "cosine":
         return kd.lr_min + (kd.lr - kd.lr_min) * (1 + math.cos(math.pi * epoch / epochs)) / 2
-    position = (epoch * kd.steps + step) / max(epochs * kd.steps - 1, 1)
-    start = kd.lr / ONECYCLE_START
-    if position < ONECYCLE_RISE:
-        return _between(start, kd.lr, position / ONECYCLE_RISE)
-    fall = (position - ONECYCLE_RISE) / (1 - ONECYCLE_RISE)
+    done, total = epoch * kd.steps + step, epochs * kd.steps
+    start, peak = kd.lr / ONECYCLE_START, ONECYCLE_RISE * total - 1
+    if done < peak:
+        return _between(start, kd.lr, done / peak)
+    fall = (done - peak) / max(total - 1 - peak, 1)
     return _between(kd.lr, start / ONECYCLE_END, fall)
 
 

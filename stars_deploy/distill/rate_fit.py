@@ -15,6 +15,8 @@ from torch import Tensor
 from stars_deploy.config.recipe import Neuron
 from stars_deploy.networks.neuron import lif
 
+NODES = 97  # of the quadrature over a Gaussian
+GRID = 7  # values of slope, and of offset, tried per round
 MIN_GAIN = 1e-3  # of a channel that never fires: it keeps a gradient, and no division fails
 
 
@@ -45,30 +47,21 @@ def threshold_currents(neuron: Neuron, T: int) -> tuple[float, float]:
 def fit_gaussian(mean: Tensor, std: Tensor, neuron: Neuron, T: int) -> ChannelFit:
     """Fit p, q, g for z ~ N(mean, std^2) per channel and a current that is constant over time.
 
-    Grid search over where the staircase of rates starts and how wide it is, gain in closed form.
-
-    Args: mean, std: moments of the pre-activation z, `[C]`; for a BatchNorm its bias and |weight|.
+    Args:
+        mean: mean of the pre-activation z, `[C]`; behind a BatchNorm its bias.
+        std: its deviation, `[C]`; behind a BatchNorm its |weight|.
     """
-    nodes = torch.linspace(-4, 4, 161, dtype=torch.float64)
-    weights = torch.exp(-nodes.square() / 2)
-    weights = weights / weights.sum()
-    z = mean.double()[:, None] + std.double()[:, None] * nodes  # [C, Q]
+    nodes = torch.linspace(-4, 4, NODES).to(mean)
+    weights = torch.softmax(-nodes.square() / 2, dim=0)
+    z = mean + nodes[:, None] * std  # [Q, C]
     relu = z.clamp(min=0)
-    energy = (relu.square() * weights).sum(1)
-    active = ((z > 0) * weights).sum(1)
-    unit = (
-        (energy / active.clamp(min=1e-12)).sqrt().clamp(min=1e-6)
-    )  # rms of the ReLU where it is on
-    best = _unfitted(unit, energy)
+    on = ((z > 0) * weights[:, None]).sum(0).clamp(min=1e-12)
+    unit = ((relu.square() * weights[:, None]).sum(0) / on).sqrt().clamp(min=1e-6)
     first, full = threshold_currents(neuron, T)
-    span = max(full - first, 0.1 * full)
-    for start in torch.linspace(-0.5, 1.5, 21).tolist():
-        for width in torch.logspace(-0.8, 0.8, 25).tolist():
-            slope = span / (width * unit)
-            offset = first - slope * start * unit
-            rate = _rate((slope[:, None] * z + offset[:, None])[None], neuron, T)
-            best = _better(best, _scored(slope, offset, relu, rate, weights, energy))
-    return ChannelFit(*(value.to(mean.dtype) for value in best))
+    # The staircase of rates starts at about 0.3 and ends at about 2 of the ReLU's size.
+    slope = max(full - first, 0.1 * full) / (1.7 * unit)
+    samples = _Samples(z[None], relu, weights, neuron, T)
+    return _search(samples, slope, first - 0.3 * slope * unit, ratio=4.0, shift=0.6 * full)
 
 
 def fit_samples(
@@ -76,50 +69,50 @@ def fit_samples(
 ) -> ChannelFit:
     """Refine p, q, g on recorded samples, whose current may vary over time.
 
-    Three rounds of a grid around the best (p, q) so far, each a third as wide; the gain is the
-    least-squares one.
-
     Args:
         current: the unscaled pre-activation of the student, `[T or 1, N, C]`.
         relu: the teacher's activation at the same N places, `[N, C]`.
         start: first guess of slope and offset.
     """
-    target = relu.T.double()  # [C, N]
-    weights = torch.full((len(relu),), 1 / len(relu), dtype=torch.float64)
-    energy = target.square().mean(1)
-    best = _unfitted(start.slope.double(), energy)
-    slope, offset = start.slope, start.offset
+    weights = torch.full((len(relu),), 1 / len(relu)).to(relu)
+    samples = _Samples(current, relu, weights, neuron, T)
     _, full = threshold_currents(neuron, T)
-    ratios, shifts = torch.linspace(0.6, 1.6, 7), torch.linspace(-0.15, 0.15, 7) * full
-    for _ in range(3):
-        centre_slope, centre_offset = slope, offset
-        for ratio in ratios.tolist():
-            for shift in shifts.tolist():
-                p, q = centre_slope * ratio, centre_offset + shift
-                rate = _rate(current * p + q, neuron, T).T.double()
-                best = _better(best, _scored(p.double(), q.double(), target, rate, weights, energy))
-        slope, offset = best.slope.to(current.dtype), best.offset.to(current.dtype)
-        ratios, shifts = ratios ** (1 / 3), shifts / 3
-    return ChannelFit(*(value.to(current.dtype) for value in best))
+    return _search(samples, start.slope, start.offset, ratio=1.6, shift=0.2 * full)
 
 
-def _rate(current: Tensor, neuron: Neuron, T: int) -> Tensor:
-    with torch.no_grad():
-        return lif(current, T, neuron).mean(0)
+class _Samples(NamedTuple):
+    """What a fit is judged on: z `[T or 1, N, C]`, relu(z) `[N, C]`, weights `[N]` of sum 1."""
+
+    z: Tensor
+    relu: Tensor
+    weights: Tensor
+    neuron: Neuron
+    T: int
 
 
-def _unfitted(slope: Tensor, energy: Tensor) -> ChannelFit:
-    return ChannelFit(
-        slope, torch.zeros_like(slope), torch.zeros_like(slope), torch.full_like(energy, math.inf)
-    )
-
-
-def _scored(
-    slope: Tensor, offset: Tensor, relu: Tensor, rate: Tensor, weights: Tensor, energy: Tensor
+def _search(
+    samples: _Samples, slope: Tensor, offset: Tensor, ratio: float, shift: float
 ) -> ChannelFit:
-    power = (rate.square() * weights).sum(1)
-    match = (relu * rate * weights).sum(1)
-    gain = torch.where(power > 0, match / power.clamp(min=1e-12), 0.0).clamp(min=MIN_GAIN)
+    """Return the best of three grids around (slope, offset), each a third as wide as the last."""
+    best = ChannelFit(slope, offset, torch.zeros_like(slope), torch.full_like(slope, math.inf))
+    steps = torch.linspace(-1, 1, GRID).tolist()
+    for zoom in (1.0, 1 / 3, 1 / 9):
+        slope, offset = best.slope, best.offset
+        for step in steps:
+            p = slope * ratio ** (zoom * step)
+            for other in steps:
+                best = _better(best, _score(samples, p, offset + zoom * shift * other))
+    return best
+
+
+def _score(samples: _Samples, slope: Tensor, offset: Tensor) -> ChannelFit:
+    """Return the fit with the least-squares gain: g = E(relu rate) / E(rate^2)."""
+    with torch.no_grad():
+        rate = lif(samples.z * slope + offset, samples.T, samples.neuron).mean(0)
+    power = samples.weights @ rate.square()
+    match = samples.weights @ (samples.relu * rate)
+    energy = samples.weights @ samples.relu.square()
+    gain = (match / power.clamp(min=1e-12)).clamp(min=MIN_GAIN)
     error = energy - 2 * gain * match + gain.square() * power
     error = torch.where(energy > 0, error / energy.clamp(min=1e-12), power)
     return ChannelFit(slope, offset, gain, error)

@@ -58,7 +58,7 @@ def _unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows / torch.where(live, norms, torch.ones_like(norms))[:, None], live
 
 
-def standardize(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+def standardise(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     """Return both features in units of the teacher's: (z - mean(z_T)) / std(z_T), two scalars.
 
     The scalars are taken over the whole `[B, C]` of the teacher, without gradient, so that delta
@@ -128,7 +128,7 @@ def _routed(teacher: Tensor, config: Stars) -> Tensor:
 
 def _tar(teacher: Tensor, student: Tensor, config: Stars) -> Tensor:
     if config.normalization == "teacher_global":
-        teacher, student = standardize(teacher, student)
+        teacher, student = standardise(teacher, student)
     return tar_loss(teacher, student, tail_thresholds(teacher, config.quantiles), config.delta)
 
 

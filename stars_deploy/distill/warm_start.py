@@ -21,7 +21,7 @@ from stars_deploy.networks.base import Network
 from stars_deploy.networks.cnn import Cnn, ConvBlock
 from stars_deploy.networks.images import to_input
 
-SAMPLES = 12_288  # places (image, row, column) of a feature map that a fit looks at
+SAMPLES = 6_144  # places (image, row, column) of a feature map that a fit looks at
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,200 @@
+"""RCA and TAR: hand-computed values, invariances, gradients, silent layers."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stars_deploy.config.recipe import Stars
+from stars_deploy.distill.stars import (
+    pooled,
+    rca_loss,
+    soft_exceedance,
+    standardise,
+    stars_loss,
+    tail_thresholds,
+    tar_loss,
+)
+from stars_deploy.errors import InputError
+
+QUANTILES = (0.6, 0.7, 0.8, 0.9, 0.95)
+Z_T = torch.tensor([[0.0, 1.0], [2.0, 3.0]], dtype=torch.float64)
+Z_S = Z_T - 1
+
+
+def rows(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def normal(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "value"),
+    [
+        (rows([1, 0], [0, 1], [1, 1]), rows([1, 0], [1, 0], [0, 2]), 2 / 3),
+        (rows([1, 0], [0, 1], [1, 1]), rows([1, 2, 2], [0, 3, 4], [-1, 0, 0]), 0.8178755810044178),
+        (rows([1, 0], [2, 0]), rows([1, 0], [-1, 0]), 4),
+        (rows([1, 0]), rows([0, 1]), 0),  # a single sample has no pairs
+    ],
+)
+def test_rca_by_hand(teacher, student, value):
+    assert float(rca_loss(teacher, student)) == pytest.approx(value, abs=1e-9)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 9), st.integers(1, 6))
+def test_rca_ignores_scale_rotation_empty_channels_and_order(seed, batch, channels):
+    z = normal(seed, batch, channels)
+    other = normal(seed + 1, batch, channels + 2)
+    rotation, _ = torch.linalg.qr(normal(seed + 2, channels, channels))
+    scale = normal(seed + 3, batch, 1).abs() + 0.1
+    reference = rca_loss(z, other)
+    assert 0 <= float(reference) <= 4
+    assert float(rca_loss(z, z * scale)) == pytest.approx(0, abs=1e-12)
+    assert float(rca_loss(z, z @ rotation)) == pytest.approx(0, abs=1e-12)
+    padded = torch.cat([other, torch.zeros(batch, 3, dtype=other.dtype)], dim=1)
+    assert float(rca_loss(z, padded)) == pytest.approx(float(reference), abs=1e-12)
+    order = torch.randperm(batch, generator=torch.Generator().manual_seed(seed))
+    assert float(rca_loss(z[order], other[order])) == pytest.approx(float(reference), abs=1e-12)
+
+
+def test_rca_sees_a_common_offset():
+    assert float(rca_loss(normal(0, 6, 3), normal(0, 6, 3) + 2)) > 0.1
+
+
+def test_silent_rows_are_left_out_and_their_gradient_is_bounded():
+    teacher, student = normal(1, 8, 4), normal(2, 8, 4)
+    live = rca_loss(teacher[1:], student[1:])
+    student[0] = 0
+    student.requires_grad_(True)
+    loss = rca_loss(teacher, student)
+    loss.backward()
+    assert float(loss) == pytest.approx(float(live), abs=1e-12)
+    assert torch.isfinite(student.grad).all() and float(student.grad.norm()) < 10
+    assert student.grad[0].abs().sum() == 0
+    nothing = torch.zeros(8, 4, dtype=torch.float64, requires_grad=True)
+    silent = rca_loss(teacher, nothing)
+    silent.backward()
+    assert float(silent) == 0 and float(nothing.grad.norm()) == 0
+
+
+def test_rca_gradients_match_finite_differences():
+    inputs = (normal(3, 5, 3).requires_grad_(True), normal(4, 5, 4).requires_grad_(True))
+    assert torch.autograd.gradcheck(rca_loss, inputs)
+
+
+def test_tar_at_a_fixed_threshold_by_hand():
+    threshold = rows(1.0).flatten()
+    assert soft_exceedance(Z_T, threshold, 0.5).tolist() == pytest.approx([0.6205034475094771])
+    assert soft_exceedance(Z_S, threshold, 0.5).tolist() == pytest.approx([0.37949655249052283])
+    assert float(tar_loss(Z_T, Z_S, threshold, 0.5)) == pytest.approx(0.05808432344667722)
+
+
+def test_tar_at_the_teachers_quantiles_by_hand():
+    raw = tail_thresholds(Z_T, QUANTILES)
+    assert raw.tolist() == pytest.approx([1.8, 2.1, 2.4, 2.7, 2.85])
+    assert float(tar_loss(Z_T, Z_S, raw, 0.5)) == pytest.approx(0.03626559322062149)
+    teacher, student = standardise(Z_T, Z_S)
+    thresholds = tail_thresholds(teacher, QUANTILES)
+    assert thresholds[0].item() == pytest.approx(0.2683281572999746)
+    assert float(tar_loss(teacher, student, thresholds, 0.5)) == pytest.approx(0.0343298545329319)
+
+
+@given(st.integers(0, 10_000), st.floats(0.1, 20), st.floats(-5, 5))
+def test_standardised_tar_ignores_a_common_affine(seed, scale, shift):
+    z_t, z_s = normal(seed, 6, 4), normal(seed + 1, 6, 5)
+
+    def value(t, s):
+        t, s = standardise(t, s)
+        return float(tar_loss(t, s, tail_thresholds(t, QUANTILES), 0.5))
+
+    assert value(scale * z_t + shift, scale * z_s + shift) == pytest.approx(
+        value(z_t, z_s), abs=1e-9
+    )
+    assert value(z_t, z_t.flip(0)) == pytest.approx(
+        0, abs=1e-15
+    )  # which sample is which is ignored
+
+
+def test_exceedance_of_a_gaussian():
+    z = normal(0, 400_000)
+    levels = tail_thresholds(z, QUANTILES)
+    soft = soft_exceedance(z, levels, 0.5).tolist()
+    assert soft == pytest.approx([0.4238, 0.3454, 0.2620, 0.1669, 0.1084], abs=2e-3)
+    hard = soft_exceedance(z, levels, 1e-3).tolist()
+    assert hard == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.05], abs=2e-3)
+    assert (soft_exceedance(z + 0.1, levels, 0.5) > torch.tensor(soft)).all()
+
+
+def test_equal_moments_with_different_tails_are_told_apart():
+    two_points = rows([-1] * 5 + [1] * 5).T
+    heavy = rows([-(5**0.5)] + [0] * 8 + [5**0.5]).T
+    assert torch.allclose(two_points.var(correction=0), heavy.var(correction=0))
+    assert float(tar_loss(heavy, two_points, rows(1.6).flatten(), 0.05)) > 0.009
+
+
+def test_thresholds_and_scale_carry_no_gradient():
+    teacher = normal(5, 6, 4).requires_grad_(True)
+    assert not tail_thresholds(teacher, QUANTILES).requires_grad
+    frozen = teacher.detach()
+    constants = tail_thresholds(frozen, QUANTILES), 0.5 * frozen.std(correction=0)
+
+    def with_frozen(z):  # the same loss in raw units, thresholds and scale written as constants
+        return tar_loss(z, Z_S, *constants)
+
+    standard, student = standardise(teacher, Z_S)
+    loss = tar_loss(standard, student, tail_thresholds(standard, QUANTILES), 0.5)
+    (gradient,) = torch.autograd.grad(loss, teacher)
+    step = 1e-6
+    for row, column in ((0, 0), (3, 2), (5, 3)):
+        nudge = torch.zeros_like(frozen)
+        nudge[row, column] = step
+        slope = (with_frozen(frozen + nudge) - with_frozen(frozen - nudge)) / (2 * step)
+        assert float(gradient[row, column]) == pytest.approx(float(slope), rel=1e-4, abs=1e-10)
+
+
+def test_pooling_over_time_and_space():
+    maps = normal(6, 3, 2, 5, 4, 4)
+    torch.testing.assert_close(pooled(maps), maps.mean((0, 3, 4)))
+    torch.testing.assert_close(pooled(maps[:1].expand_as(maps)), pooled(maps[0]))
+    assert pooled(Z_T) is Z_T
+
+
+def features(seed, *lead):
+    return [normal(seed + i, *lead, 2 + i, 3, 3) for i in range(2)]
+
+
+def test_stars_loss_averages_layers_and_takes_any_width():
+    teacher, student = features(10, 6), features(20, 4, 6)
+    rca, tar = stars_loss(teacher, student, Stars())
+    by_hand = [rca_loss(pooled(t), pooled(s)) for t, s in zip(teacher, student, strict=True)]
+    assert float(rca) == pytest.approx(float(sum(by_hand)) / 2)
+    assert float(tar) > 0
+    plain = stars_loss(teacher, student, Stars(normalization="none")).tar
+    assert float(plain) != pytest.approx(float(tar))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [Stars(enabled=False), Stars(lambda_rca=0, lambda_tar=0)],
+    ids=["disabled", "zero"],
+)
+def test_weights_of_zero_compute_nothing(config):
+    assert stars_loss([], [], config) == (None, None)
+    assert stars_loss(features(1, 4), features(2, 2, 4), Stars(lambda_tar=0)).tar is None
+
+
+def test_teacher_path_can_be_cut():
+    teacher = [f.requires_grad_(True) for f in features(1, 4)]
+    student = [f.requires_grad_(True) for f in features(5, 2, 4)]
+    for cut in (False, True):
+        rca, tar = stars_loss(teacher, student, Stars(detach_teacher=cut))
+        grads = torch.autograd.grad(rca + tar, [*teacher, *student], allow_unused=True)
+        reached = [g is not None and bool(g.abs().sum() > 0) for g in grads]
+        assert reached == [not cut, not cut, True, True]
+
+
+def test_networks_of_different_depth_are_refused():
+    with pytest.raises(InputError, match="2 layers of the teacher and 1 of the student"):
+        stars_loss(features(1, 4), features(2, 2, 4)[:1], Stars())
