@@ -14,16 +14,17 @@ pipelined chip computes after the shift of its pipeline depth. Source of the equ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stars_deploy.errors import DataError
-from stars_deploy.simulate.integer_layer import Answer, activation, advance, prepare
+from stars_deploy.simulate.integer_layer import prepare, weighted_sums
 from stars_deploy.simulate.integer_network import (
     INPUT,
     IntegerNetwork,
@@ -31,13 +32,16 @@ from stars_deploy.simulate.integer_network import (
     parse_network,
     read_network,
 )
+from stars_deploy.simulate.integer_neurons import Answer, advance
 from stars_deploy.simulate.recording import EngineInfo, Recording, Spikes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHUNK_VALUES = 1 << 18  # neuron-steps of the widest population that are worked on together
-Visit = Callable[[Population, Answer], None]
+Array = NDArray[Any]
+CHUNK_VALUES = 1 << 19  # neuron-steps of the widest population that are worked on together
+Result = TypeVar("Result")
+Read = Callable[[Population, Answer], Result]
 
 
 @dataclass(frozen=True)
@@ -94,80 +98,98 @@ class IntegerEngine:
 
         With `feed`, every population listens to feed[node] instead of to what was computed.
         """
-        logits: list[NDArray[np.float32]] = []
-        spikes: dict[str, list[NDArray[np.uint8]]] = {node: [] for node in self.nodes}
-        distances: dict[str, list[NDArray[np.float32]]] = {node: [] for node in self.nodes}
 
-        def visit(population: Population, answer: Answer) -> None:
-            if not population.spiking:
-                logits.append(self._logits(answer))
-            elif population.node is not None:
-                spikes[population.node].append(_numpy(answer.spikes).astype(np.uint8))
-                if answer.voltages is not None:
-                    distance = _numpy(answer.voltages.double() / 64 - population.vth)
-                    distances[population.node].append(
-                        (distance / population.scale).astype(np.float32)
-                    )
+        def read(population: Population, answer: Answer) -> tuple[Array, Array | None]:
+            if not population.spiking or answer.spikes is None:
+                return self._logits(answer), None
+            distance = None
+            if answer.voltages is not None:
+                voltages = _numpy(answer.voltages.double() / 64)
+                distance = ((voltages - population.vth) / population.scale).astype(np.float32)
+            return _numpy(answer.spikes.neg().byte()), distance
 
-        self._visit_all(images, feed, margins, visit)
+        spikes, logits = self._collect(images, feed, margins, read)
         return Recording(
             engine=self.info,
-            logits=np.concatenate(logits),
-            spikes=_join(spikes, axis=1),
-            margins=_join(distances, axis=1) if margins else None,
+            logits=np.concatenate([part for part, _ in logits]),
+            spikes={
+                node: np.concatenate([part for part, _ in parts], axis=1)
+                for node, parts in spikes.items()
+            },
+            margins={
+                node: np.concatenate([part for _, part in parts if part is not None], axis=1)
+                for node, parts in spikes.items()
+            }
+            if margins
+            else None,
         )
 
     def statistics(self, images: NDArray[np.uint8]) -> Statistics:
         """Compute logits and spike counts only; nothing is kept per step or neuron."""
-        logits: list[NDArray[np.float32]] = []
-        counts: dict[str, list[NDArray[np.int64]]] = {node: [] for node in self.nodes}
-
-        def visit(population: Population, answer: Answer) -> None:
-            if not population.spiking:
-                logits.append(self._logits(answer))
-            elif population.node is not None:
-                total = answer.spikes.flatten(2).sum(dim=2).double().sum(dim=0)
-                counts[population.node].append(_numpy(total).astype(np.int64))
-
-        self._visit_all(images, None, False, visit)
-        return Statistics(np.concatenate(logits), _join(counts, axis=0))
-
-    def _visit_all(
-        self, images: NDArray[np.uint8], feed: Spikes | None, keep: bool, visit: Visit
-    ) -> None:
         import torch
 
+        def read(population: Population, answer: Answer) -> Array:
+            if not population.spiking or answer.spikes is None:
+                return self._logits(answer)
+            steps, _, *shape = answer.spikes.shape
+            kind = torch.float32 if steps * math.prod(shape) < 1 << 24 else torch.float64
+            axes = (0, *range(2, answer.spikes.ndim))
+            return _numpy(answer.spikes.sum(axes, dtype=kind).neg()).astype(np.int64)
+
+        spikes, logits = self._collect(images, None, False, read)
+        return Statistics(
+            np.concatenate(logits), {node: np.concatenate(parts) for node, parts in spikes.items()}
+        )
+
+    def _collect(
+        self, images: NDArray[np.uint8], feed: Spikes | None, keep: bool, read: Read[Result]
+    ) -> tuple[dict[str, list[Result]], list[Result]]:
+        """Run all chunks; return what `read` made of every spiking node and of the read-out."""
         self._check(images, feed)
-        with torch.inference_mode():
-            for start in range(0, len(images), self._chunk):
-                part = slice(start, start + self._chunk)
-                given = {node: feed[node][:, part] for node in feed} if feed else {}
-                self._visit_chunk(images[part], given, keep, visit)
 
-    def _visit_chunk(
-        self, images: NDArray[np.uint8], feed: Spikes, keep: bool, visit: Visit
-    ) -> None:
+        def work(start: int) -> dict[str, Result]:
+            part = slice(start, start + self._chunk)
+            given = {node: feed[node][:, part] for node in feed} if feed else {}
+            return self._chunk_results(images[part], given, keep, read)
+
+        found = in_threads(work, range(0, len(images), self._chunk), self.device)
+        populations = self.network.populations
+        named = {item.node: item.name for item in populations if item.spiking and item.node}
+        spikes = {node: [part[name] for part in found] for node, name in named.items()}
+        return spikes, [part[self.network.readout] for part in found]
+
+    def _chunk_results(
+        self, images: NDArray[np.uint8], feed: Spikes, keep: bool, read: Read[Result]
+    ) -> dict[str, Result]:
         import torch
 
-        messages: dict[str, Tensor] = {INPUT: self._messages(images)}
-        for layer in self._layers:
-            population = layer.population
-            answer = advance(layer, activation(layer, messages), self.network.T, keep)
-            visit(population, answer)
-            messages[population.name] = answer.spikes
-            if population.node is not None and population.node in feed:
-                given = torch.from_numpy(np.ascontiguousarray(feed[population.node]))
-                messages[population.name] = given.to(self.device, torch.float32)
+        results = {}
+        with torch.inference_mode():
+            messages: dict[str, Tensor] = {INPUT: self._messages(images)}
+            for layer in self._layers:
+                population = layer.population
+                answer = advance(layer, weighted_sums(layer, messages), self.network.T, keep)
+                results[population.name] = read(population, answer)
+                if answer.spikes is not None:
+                    messages[population.name] = answer.spikes
+                if population.node is not None and population.node in feed:
+                    messages[population.name] = self._fed(feed[population.node])
+        return results
+
+    def _fed(self, spikes: NDArray[np.uint8]) -> Tensor:
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(spikes)).to(self.device, torch.float32).neg()
 
     def _messages(self, images: NDArray[np.uint8]) -> Tensor:
-        """Look up the graded messages q = table[c, pixel] as float32 [1, B, C, H, W]."""
+        """Look up the negated messages -table[c, pixel] as float32 [1, B, C, H, W]."""
         import torch
 
-        table = self.network.input_table.astype(np.float32)
+        table = -self.network.input_table.astype(np.float32)
         values = np.stack([table[c][images[:, c]] for c in range(images.shape[1])], axis=1)
         return torch.from_numpy(values).to(self.device)[None]
 
-    def _logits(self, answer: Answer) -> NDArray[np.float32]:
+    def _logits(self, answer: Answer) -> Array:
         last = _numpy(answer.last.double()).reshape(len(answer.last), -1)
         return (last / self.network.divisor).astype(np.float32)
 
@@ -189,9 +211,25 @@ class IntegerEngine:
                 )
 
 
-def _numpy(tensor: Tensor) -> NDArray[Any]:
+def _numpy(tensor: Tensor) -> Array:
     return np.asarray(tensor.cpu().numpy())
 
 
-def _join(parts: Mapping[str, list[NDArray[Any]]], axis: int) -> dict[str, NDArray[Any]]:
-    return {node: np.concatenate(arrays, axis=axis) for node, arrays in parts.items()}
+def in_threads(work: Callable[[int], Result], starts: Sequence[int], device: str) -> list[Result]:
+    """Map `work` over chunks, as many at a time as torch has threads, each on one thread.
+
+    A chunk is too small to be shared between threads: waiting for each other after every
+    operation would cost more than the operation.
+    """
+    import torch
+
+    threads = torch.get_num_threads() if device == "cpu" else 1
+    if threads == 1 or len(starts) == 1:
+        return [work(start) for start in starts]
+    try:
+        with ThreadPoolExecutor(
+            min(threads, len(starts)), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            return list(pool.map(work, starts))
+    finally:
+        torch.set_num_threads(threads)  # the setting of a worker is also torch's default

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from stars_deploy.simulate.integer_network import INPUT, Connection, IntegerNetwork, Population
 
-STATE_LIMIT = 1 << 23  # |u| < 2^23 never wraps, |v| < 2^23 never clips
 Reals = NDArray[np.float64]
 
 
@@ -19,12 +18,12 @@ class Reach:
 
     Attributes:
         activation: largest |a|, which also bounds every partial sum of one connection.
-        contained: neither u wraps nor v clips, whatever the input.
+        state: largest |u| or |v| before a reset; below 2^23 nothing wraps or clips.
         below_threshold: v never exceeds the threshold.
     """
 
     activation: float
-    contained: bool
+    state: float
     below_threshold: bool
 
 
@@ -41,7 +40,7 @@ def reach(network: IntegerNetwork, population: Population) -> Reach:
     threshold = float(population.vth << 6)
     currents = [np.zeros(()), np.zeros(())]
     voltages = [np.zeros(()), np.zeros(())]
-    peak_u = peak_v = top = 0.0
+    state = top = 0.0
     for _ in range(network.T):
         currents = [
             np.minimum(currents[0], 0) * keep_u + 64 * low,
@@ -52,14 +51,10 @@ def reach(network: IntegerNetwork, population: Population) -> Reach:
             np.minimum(voltages[0], 0) * keep_v + currents[0] + bias,
             carried * keep_v + currents[1] + bias,
         ]
-        peak_u = max(peak_u, float(-currents[0].min()), float(currents[1].max()))
-        peak_v = max(peak_v, float(-voltages[0].min()), float(voltages[1].max()))
+        for low_end, high_end in (currents, voltages):
+            state = max(state, float(-low_end.min()), float(high_end.max()))
         top = max(top, float(voltages[1].max()))
-    return Reach(
-        activation=largest,
-        contained=peak_u < STATE_LIMIT and peak_v < STATE_LIMIT,
-        below_threshold=top <= threshold,
-    )
+    return Reach(activation=largest, state=state, below_threshold=top <= threshold)
 
 
 def _activation(

@@ -1,34 +1,49 @@
-"""One population of the integer engine on a chunk of images, in torch.
+"""One population of the integer engine as torch tensors: number format, layouts, weighted sums.
 
 Integers are held in float32 or float64 only where every result, partial sum and product is an
 integer below 2^24 or 2^53: then floating point is exact, whatever the order of summation.
+
+Messages are kept negated (-1 for a spike, -q for a graded message). Then a convolution with the
+weights as they are gives -a, from which the fast neuron update needs no further sign change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stars_deploy.errors import EngineError
-from stars_deploy.simulate.integer_bounds import STATE_LIMIT, reach
+from stars_deploy.simulate.integer_bounds import Reach, reach
 from stars_deploy.simulate.integer_network import INPUT, Connection, IntegerNetwork, Population
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-FLOAT64_EXACT = 1 << 53
+FLOAT32_EXACT, FLOAT64_EXACT = 1 << 24, 1 << 53
+STATE_LIMIT = 1 << 23  # |u| and |v| below it neither wrap nor clip
+NO_MEMORY = 4095  # du of a current that is the activation of the step alone
+
+
+class Rule(Enum):
+    """How the neurons of a layer are updated; all give the same integers."""
+
+    SHIFTED = "float32, distance to the threshold, no rounding in the decay"
+    STEPWISE = "every operation of the equations in turn"
+    SUMMED = "a read-out that adds up its activations"
 
 
 @dataclass(frozen=True)
 class Synapse:
-    """Weights times 64 (state units), laid out for the kernel that uses them."""
+    """A connection with its weights times 64 (state units) and a constant per output channel."""
 
     connection: Connection
     weight: Tensor
+    constant: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -37,48 +52,74 @@ class Layer:
 
     population: Population
     synapses: tuple[Synapse, ...]
-    bias: Tensor | None
+    rule: Rule
     dtype: torch.dtype
+    offset: Tensor | None  # added to the weighted sums: biases and, when SHIFTED, the threshold
     contained: bool  # proved: no wrap, no clip
     emulate: bool  # otherwise: wrap and clip as Lava does instead of raising
     truncates: bool  # whether the voltage decay can leave a fraction to be cut
-    sums: bool  # a read-out whose last voltage is the plain sum over T
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Spikes and, if asked, voltages before reset [T, B, ...]; the last voltage [B, ...].
-
-    Spikes are 0.0 or 1.0; voltages are in state units.
-    """
-
-    spikes: Tensor
-    voltages: Tensor | None
-    last: Tensor
 
 
 def prepare(network: IntegerNetwork, population: Population, device: str, emulate: bool) -> Layer:
-    """Choose number format and layouts for a population from its worst case."""
+    """Choose number format, update rule and layouts of a population from its worst case."""
     import torch
 
     limits = reach(network, population)
-    contained = limits.contained and (population.spiking or limits.below_threshold)
-    halves = population.dv == 4096 or float(np.log2(1 - population.dv / 4096)).is_integer()
-    single = contained and halves and population.du == 4095 and limits.activation < 1 << 18
     if limits.activation * 64 * network.T >= FLOAT64_EXACT:
         raise EngineError(f"{population.name}: sums of weighted messages exceed 2^53")
+    contained = limits.state < STATE_LIMIT and (population.spiking or limits.below_threshold)
+    truncates = _truncates(population, network.T)
+    single = contained and _binary_decay(population) and limits.activation * 64 < FLOAT32_EXACT
+    rule = _rule(network, population, limits) if single and not truncates else Rule.STEPWISE
     dtype = torch.float32 if single else torch.float64
-    connections = network.into(population.name)
+    offset = _offset(population, rule)
+    constant = None
+    if rule is Rule.SHIFTED and offset.shape[1:] == (1,) * (offset.ndim - 1):
+        constant = _tensor(offset.reshape(-1), dtype, device)  # one value per channel
+    sign = -1 if rule is Rule.STEPWISE else 1
+    synapses = [
+        _synapse(item, network, sign, dtype, device) for item in network.into(population.name)
+    ]
+    if constant is not None:
+        synapses[0] = Synapse(synapses[0].connection, synapses[0].weight, constant)
     return Layer(
         population=population,
-        synapses=tuple(_synapse(item, network, dtype, device) for item in connections),
-        bias=None if population.bias is None else _tensor(population.bias, dtype, device),
+        synapses=tuple(synapses),
+        rule=rule,
         dtype=dtype,
+        offset=_tensor(offset, dtype, device) if constant is None and offset.any() else None,
         contained=contained,
         emulate=emulate,
-        truncates=_truncates(population, network.T),
-        sums=contained and not population.spiking and population.du == 4095 and population.dv == 0,
+        truncates=truncates,
     )
+
+
+def _binary_decay(population: Population) -> bool:
+    """Whether u has no memory and v decays by 1, 1/2, 1/4, ... or 0: exact in float32."""
+    keep = 4096 - population.dv
+    return population.du == NO_MEMORY and keep & (keep - 1) == 0
+
+
+def _rule(network: IntegerNetwork, population: Population, limits: Reach) -> Rule:
+    if not population.spiking and population.dv == 0:
+        hidden = all(item.source != INPUT for item in network.into(population.name))
+        if hidden and limits.activation * 64 * network.T < FLOAT32_EXACT:
+            return Rule.SUMMED
+    bias = 0 if population.bias is None else int(np.abs(population.bias).max())
+    largest = 64 * limits.activation + bias + 2 * (population.vth << 6) + limits.state
+    whole = (population.vth << 6) * (4096 - population.dv) % 4096 == 0  # decayed threshold
+    return Rule.SHIFTED if whole and largest < FLOAT32_EXACT else Rule.STEPWISE
+
+
+def _offset(population: Population, rule: Rule) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    bias = np.zeros((1,) * len(population.shape), np.int64)
+    if population.bias is not None:
+        bias = population.bias
+    if rule is not Rule.SHIFTED:
+        return bias
+    threshold = population.vth << 6
+    shape = (population.shape[0], *bias.shape[1:])
+    return np.broadcast_to(threshold - threshold * (4096 - population.dv) // 4096 - bias, shape)
 
 
 def _truncates(population: Population, steps: int) -> bool:
@@ -86,7 +127,7 @@ def _truncates(population: Population, steps: int) -> bool:
     keep = 4096 - population.dv
     if keep in (0, 4096):
         return False
-    if population.du != 4095 or keep & (keep - 1):
+    if population.du != NO_MEMORY or keep & (keep - 1):
         return True
     zeros = 6  # a << 6; the bias may be finer
     if population.bias is not None:
@@ -96,12 +137,14 @@ def _truncates(population: Population, steps: int) -> bool:
     return (steps - 1) * (12 - (keep.bit_length() - 1)) > zeros
 
 
-def _synapse(item: Connection, network: IntegerNetwork, dtype: torch.dtype, device: str) -> Synapse:
+def _synapse(
+    item: Connection, network: IntegerNetwork, sign: int, dtype: torch.dtype, device: str
+) -> Synapse:
     import torch
 
-    weight = _tensor(item.weight * 64, dtype, device)
+    weight = _tensor(item.weight * (64 * sign), dtype, device)
     if item.kind == "conv":
-        return Synapse(item, weight.contiguous(memory_format=torch.channels_last))
+        return Synapse(item, weight.contiguous(memory_format=torch.channels_last), None)
     shape = (
         network.input_shape
         if item.source == INPUT
@@ -109,28 +152,35 @@ def _synapse(item: Connection, network: IntegerNetwork, dtype: torch.dtype, devi
     )
     if len(shape) == 3:  # activity lies in memory as H, W, C: turn the columns, not the activity
         weight = weight.reshape(-1, *shape).permute(0, 2, 3, 1).flatten(1)
-    return Synapse(item, weight.contiguous())
+    return Synapse(item, weight.contiguous(), None)
 
 
 def _tensor(values: object, dtype: torch.dtype, device: str) -> Tensor:
     import torch
 
-    return torch.as_tensor(values, dtype=dtype, device=device)
+    return torch.tensor(np.asarray(values), dtype=dtype, device=device)
 
 
-def activation(layer: Layer, messages: Mapping[str, Tensor]) -> Tensor:
-    """Sum the weighted messages, times 64: [T, B, ...], or [1, B, ...] if they are constant."""
+def weighted_sums(layer: Layer, messages: Mapping[str, Tensor]) -> Tensor:
+    """Return the sums times 64, [T, B, ...], or [1, B, ...] where they are the same every step.
+
+    STEPWISE: a << 6. SHIFTED: -(a << 6) plus the layer's constants. SUMMED: -(a << 6) over T.
+    """
     total: Tensor | None = None
     for synapse in layer.synapses:
         message = messages[synapse.connection.source]
+        if layer.rule is Rule.SUMMED and len(message) > 1:
+            message = message.sum(dim=0, keepdim=True)
         steps, count = message.shape[:2]
         part = _weighted(synapse, message.flatten(0, 1).to(layer.dtype))
-        if layer.emulate and synapse.connection.kind == "conv":
+        if layer.emulate and not layer.contained and synapse.connection.kind == "conv":
             part = _wrapped(part, 64 * STATE_LIMIT)  # the 24-bit output buffer of Lava's Conv
         part = part.reshape(steps, count, *part.shape[1:])
         total = part if total is None else total + part
     if total is None:
         raise EngineError(f"{layer.population.name}: no connection ends here")
+    if layer.rule is Rule.SHIFTED and layer.offset is not None:
+        total = total.add_(layer.offset)
     return total
 
 
@@ -139,15 +189,15 @@ def _weighted(synapse: Synapse, message: Tensor) -> Tensor:
 
     item = synapse.connection
     if not item.graded and item.source == INPUT:
-        message = (message != 0).to(message.dtype)
+        message = -(message != 0).to(message.dtype)
     if item.kind == "dense":
         if message.ndim == 4:
             message = message.permute(0, 2, 3, 1)
-        return F.linear(message.flatten(1), synapse.weight)
+        return F.linear(message.flatten(1), synapse.weight, synapse.constant)
     return F.conv2d(
         message,
         synapse.weight,
-        None,
+        synapse.constant,
         item.stride,
         item.padding,
         item.dilation,
@@ -158,67 +208,3 @@ def _weighted(synapse: Synapse, message: Tensor) -> Tensor:
 def _wrapped(value: Tensor, half: int) -> Tensor:
     """Two's complement wrap into [-half, half)."""
     return (value + half).remainder(2 * half) - half
-
-
-def advance(layer: Layer, current: Tensor, steps: int, keep: bool) -> Answer:
-    """Integrate `current` [T or 1, B, ...] (state units) over T steps from rest."""
-    import torch
-
-    threshold = float(layer.population.vth << 6)
-    shape = (steps, *current.shape[1:])
-    spikes = torch.empty(shape, dtype=torch.float32, device=current.device)
-    voltages = torch.empty(shape, dtype=layer.dtype, device=current.device) if keep else None
-    u = voltage = reached = torch.zeros_like(current[0])
-    for t in range(steps):
-        u = _current(layer, u, current[min(t, len(current) - 1)])
-        reached = _voltage(layer, voltage, u)
-        fired = reached > threshold
-        if not layer.population.spiking and not layer.contained and bool(fired.any()):
-            raise EngineError(
-                f"read-out {layer.population.name}: the summed voltage exceeds the threshold "
-                f"mantissa {layer.population.vth}, so it would spike and reset on the chip"
-            )
-        spikes[t] = fired
-        voltage = reached.masked_fill(fired, 0)
-        if voltages is not None:
-            voltages[t] = reached
-    return Answer(spikes, voltages, reached)
-
-
-def _current(layer: Layer, u: Tensor, activation: Tensor) -> Tensor:
-    """u = tz(u (4096 - (du + 1)) / 4096) + (a << 6), wrapped into 24 bits."""
-    import torch
-
-    if layer.population.du != 4095:
-        u = (u * (1 - (layer.population.du + 1) / 4096)).trunc_()
-        activation = u.add_(activation)
-    if layer.contained:
-        return activation
-    above, below = activation > STATE_LIMIT, activation <= -STATE_LIMIT
-    if not layer.emulate and bool((above | below).any()):
-        raise EngineError(_overflow(layer, "the current u wraps"))
-    turn = 2.0 * STATE_LIMIT
-    wrapped = torch.where(below, activation + turn, activation)
-    return torch.where(above, activation - turn, wrapped)
-
-
-def _voltage(layer: Layer, voltage: Tensor, u: Tensor) -> Tensor:
-    """v = tz(v (4096 - dv) / 4096) + u + B, clipped to 24 bits."""
-    voltage = voltage * (1 - layer.population.dv / 4096)
-    if layer.truncates:
-        voltage = voltage.trunc_()
-    voltage = voltage.add_(u)
-    if layer.bias is not None:
-        voltage = voltage.add_(layer.bias)
-    if layer.contained:
-        return voltage
-    if not layer.emulate and bool((voltage.abs() >= STATE_LIMIT).any()):
-        raise EngineError(_overflow(layer, "the voltage v clips"))
-    return voltage.clamp_(1 - STATE_LIMIT, STATE_LIMIT - 1)
-
-
-def _overflow(layer: Layer, what: str) -> str:
-    return (
-        f"population {layer.population.name}: {what} at 2^23 = {STATE_LIMIT} on this input; "
-        f"export again with smaller weights (a smaller scale)"
-    )
