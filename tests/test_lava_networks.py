@@ -11,19 +11,26 @@ import lava_batch
 import lava_documents
 import numpy as np
 import pytest
+import random_networks
 import slow_loihi
 from random_integer_networks import fires_everywhere, random_images, random_integer_network
 
 from stars_deploy.assets import asset
+from stars_deploy.config.profile import load_profile
 from stars_deploy.errors import DataError, EngineError
+from stars_deploy.simulate.integer import build_engine
 from stars_deploy.simulate.lava_engine import LavaEngine
 from stars_deploy.simulate.lava_environment import REMEDY, environment_status
 from stars_deploy.simulate.lava_worker import run_kit
 from stars_deploy.simulate.trace import read_trace, recording_of
+from stars_deploy.targets.loihi import lower
+from stars_deploy.targets.netx import write_netx
+from stars_deploy.targets.netx_rules import netx_problems
 
 pytestmark = pytest.mark.lava
 
 RANDOM = [f"random{seed}" for seed in range(20)]
+LOWERED = {f"lowered{seed}": seed for seed in (0, 1, 7)}
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +44,22 @@ def lava_environment():
 
 def networks():
     """All networks: name -> (document, arrays, images)."""
-    found = {"hand": lava_documents.hand_computed()[:3]}
-    found["chain"] = lava_documents.asymmetric_chain()
-    found["paths"] = lava_documents.two_paths()
+    found = written_by_hand()
     for seed, name in enumerate(RANDOM):
         document, arrays = random_integer_network(seed)
         found[name] = (document, arrays, random_images(document, seed, count=3))
+    for name, seed in LOWERED.items():
+        network = lower(random_networks.random_graph(seed), load_profile("loihi2"))
+        shape = tuple(reversed(network.document["input"]["shape_whc"]))
+        images = random_networks.random_images(3, shape, seed)
+        found[name] = (network.document, network.arrays, images)
+    return found
+
+
+def written_by_hand():
+    found = {"hand": lava_documents.hand_computed()[:3]}
+    found["chain"] = lava_documents.asymmetric_chain()
+    found["paths"] = lava_documents.two_paths()
     late = copy.deepcopy(found["chain"][0])
     late["populations"][1]["reset_offset"] += 1
     found["late_reset"] = (late, *found["chain"][1:])
@@ -65,10 +82,18 @@ def lava(lava_environment, cases, tmp_path_factory):
     for name in ("hand", "chain"):
         lava_documents.write_netx(folder / name / "loihi" / "network.net", *cases[name][:2])
         jobs.append([str(folder / name), "netx", str(folder / f"{name}.netx.npz")])
+    for name in [*LOWERED, *netx_randoms(cases)]:
+        write_netx(*cases[name][:2], folder / name / "loihi" / "network.net")
+        jobs.append([str(folder / name), "netx", str(folder / f"{name}.netx.npz")])
     (folder / "jobs.json").write_text(json.dumps(jobs))
     kit = asset("export", "run_lava.py")
     run_kit(Path(lava_batch.__file__), [str(kit), str(folder / "jobs.json")], timeout=500)
     return lambda name, network="raw": read_trace(folder / f"{name}.{network}.npz")
+
+
+def netx_randoms(cases):
+    """The first five random networks that a NetX file can hold."""
+    return [name for name in RANDOM if not netx_problems(*cases[name][:2])][:5]
 
 
 def mismatches(trace, document, arrays, images):
@@ -108,6 +133,27 @@ def test_two_connections_add_up_in_one_population(lava, cases):
 def test_random_networks(lava, cases, name):
     wrong, readout = mismatches(lava(name), *cases[name])
     assert not any(wrong.values()) and readout == 0, (wrong, readout)
+
+
+def test_random_networks_through_our_netx_files(lava, cases):
+    names = netx_randoms(cases)
+    assert len(names) == 5
+    for name in names:
+        wrong, readout = mismatches(lava(name, "netx"), *cases[name])
+        assert not any(wrong.values()) and readout == 0, (name, wrong, readout)
+
+
+@pytest.mark.parametrize("network", ["raw", "netx"])
+@pytest.mark.parametrize("name", LOWERED)
+def test_lowered_graphs_against_the_integer_engine(lava, cases, name, network):
+    document, arrays, images = cases[name]
+    integer = build_engine(document, arrays).run(images)
+    trace = lava(name, network)
+    assert list(trace.spikes) == list(integer.spikes)
+    for node, spikes in integer.spikes.items():
+        np.testing.assert_array_equal(trace.spikes[node], spikes)
+        assert 0.01 < spikes.mean() < 0.95
+    np.testing.assert_array_equal(trace.logits, integer.logits)
 
 
 def test_random_networks_are_evidence(cases):
