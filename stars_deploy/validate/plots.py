@@ -110,6 +110,14 @@ def image_grid(images: NDArray[np.uint8], scale: int = 2) -> str:
     return data_uri(buffer.getvalue())
 
 
+def scoped(svg: str, key: str) -> str:
+    """Return a figure whose ids begin with `key`, so that several fit on one page."""
+    svg = re.sub(r'(<g) id="[^"]*"', r"\1", svg)  # nobody refers to groups
+    for mark in ('id="', 'href="#', "url(#"):
+        svg = svg.replace(mark, f"{mark}{key}-")
+    return svg
+
+
 def data_uri(content: bytes) -> str:
     """Return a PNG as a data URI."""
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")

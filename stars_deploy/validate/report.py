@@ -55,7 +55,7 @@ def context(bundle: Path, graph: nir.NIRGraph, validation: Mapping[str, Any]) ->
         "summary": _summary(runs, failed),
         "failures": [f"{run['engine']['name']}: {run['reason']}" for run in failed],
         "tiles": _tiles(bundle, runs),
-        "runs": [_with_figures(run) for run in runs],
+        "runs": [_with_figures(run, index) for index, run in enumerate(runs)],
         "not_run": _never_run(runs),
         "findings": _findings(runs),
         "example": _example(golden, classes),
@@ -118,10 +118,10 @@ def _tile(label: str, value: float, note: str) -> Json:
     return {"label": label, "value": value, "note": note}
 
 
-def _with_figures(run: Json) -> Json:
+def _with_figures(run: Json, index: int) -> Json:
     from markupsafe import Markup
 
-    from stars_deploy.validate.plots import rates_chart, spikes_chart
+    from stars_deploy.validate.plots import rates_chart, scoped, spikes_chart
 
     layers = run["layers"]
     reference = _reference_name(run["reference"])
@@ -132,8 +132,8 @@ def _with_figures(run: Json) -> Json:
         **run,
         "reference_name": reference,
         # Drawn from layer names and counts by matplotlib, which escapes its texts.
-        "spikes_chart": Markup(bars),
-        "rates_chart": Markup(rates_chart(layers)),
+        "spikes_chart": Markup(scoped(bars, f"bars{index}")),
+        "rates_chart": Markup(scoped(rates_chart(layers), f"rates{index}")),
         "tolerances_text": ", ".join(shown) + f" ({tolerances['source']})",
     }
 
@@ -169,7 +169,7 @@ def _findings(runs: Sequence[Json]) -> list[Json]:
 def _example(golden: Golden, classes: Sequence[str]) -> Json:
     from markupsafe import Markup
 
-    from stars_deploy.validate.plots import image_grid, raster
+    from stars_deploy.validate.plots import image_grid, raster, scoped
 
     engine = "integer" if "integer" in golden.spikes else "float"
     index = 0
@@ -181,7 +181,7 @@ def _example(golden: Golden, classes: Sequence[str]) -> Json:
         "source": golden.source,
         "engine": engine,
         "image": image_grid(golden.images[index : index + 1], THUMBNAIL_SCALE),
-        "raster": Markup(raster(spikes)),
+        "raster": Markup(scoped(raster(spikes), "raster")),
         "label": _class_name(classes, label) if label >= 0 else None,
         "predicted": _class_name(classes, int(np.argmax(golden.logits[engine][index]))),
     }

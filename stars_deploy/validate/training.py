@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from stars_deploy.errors import InputError
+from stars_deploy.files import read_json
 from stars_deploy.simulate.recording import Engine
 from stars_deploy.targets.findings import Finding
 from stars_deploy.validate.counts import relative, state_of
@@ -16,8 +18,18 @@ from stars_deploy.validate.parity import Images, Labels
 # Training computes in float32, on a GPU perhaps with TF32 products: near ties flip.
 ACCURACY_DELTA = 0.002
 LAYER_SPIKES_RELATIVE = 0.002
+KEYS = ("device", "data", "n", "accuracy", "spikes", "T")
 _SOURCE = "float32 training against the float64 graph: near ties"
 _REMEDY = "export the run again; evaluate it with this version"
+
+
+def read_training(path: Path) -> dict[str, Any]:
+    """Read training.json; InputError names a key that is missing."""
+    document: dict[str, Any] = read_json(path)
+    missing = [key for key in KEYS if key not in document]
+    if missing:
+        raise InputError(f"{path}: key {missing[0]!r} is missing; run stars-deploy evaluate again")
+    return document
 
 
 class _Samples(Protocol):

@@ -23,6 +23,7 @@ from stars_deploy.simulate.recording import Recording
 from stars_deploy.targets.bundle import Golden, refuse_foreign, write_golden, write_manifest
 from stars_deploy.validate.card import write_card
 from stars_deploy.validate.engines import build_engine
+from stars_deploy.validate.training import read_training
 from stars_deploy.workflow.samples import Samples, golden_samples
 from stars_deploy.workflow.sources import STUDENT, Source, open_source
 
@@ -154,7 +155,7 @@ def _copy_evidence(source: Source, folder: Path) -> None:
         return
     training = source.path / "training.json"
     if training.is_file():
-        document = read_json(training)
+        document = read_training(training)
         if source.kind == "run":
             found, expected = document.get("student_sha256"), sha256(source.path / STUDENT)
             if found != expected:

@@ -105,13 +105,14 @@ def spread(labels: Labels, count: int) -> Labels:
 
 
 def random_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> Images:
-    """Return images of random blocks, brightness and grain, so that different neurons fire."""
-    rng = np.random.default_rng(seed)
+    """Return images of random blocks and grain; more images begin with the same ones."""
     channels, height, width = shape
-    blocks = rng.random((count, channels, -(-height // 4), -(-width // 4)))
-    smooth = blocks.repeat(4, axis=2).repeat(4, axis=3)[:, :, :height, :width]
-    grain = 0.2 * rng.random((count, *shape))
-    images: Images = (255 * (0.8 * smooth + grain)).astype(np.uint8)
+    images = np.empty((count, *shape), np.uint8)
+    for index in range(count):
+        rng = np.random.default_rng([seed, index])
+        blocks = rng.random((channels, -(-height // 4), -(-width // 4)))
+        smooth = blocks.repeat(4, axis=1).repeat(4, axis=2)[:, :height, :width]
+        images[index] = 255 * (0.8 * smooth + 0.2 * rng.random(shape))
     return images
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import nir
 
 from stars_deploy.config.profile import Profile, load_profile
-from stars_deploy.errors import BundleError, InputError, nearest
-from stars_deploy.files import read_json
+from stars_deploy.errors import InputError, nearest
 from stars_deploy.graph.geometry import output_shapes
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.order import spiking_nodes
@@ -19,9 +18,9 @@ from stars_deploy.graph.reader import read_graph
 from stars_deploy.simulate.recording import Engine
 from stars_deploy.targets.bundle import Bundle, Golden, open_bundle, read_golden
 from stars_deploy.validate.engines import build_engine, check_engine_name
+from stars_deploy.validate.training import read_training
 from stars_deploy.workflow.samples import Samples, golden_part, load_samples
 
-TRAINING_KEYS = ("device", "data", "n", "accuracy", "spikes", "T")
 DEVICES = ("auto", "cpu", "cuda")
 BATCH_VALUES = 1 << 25  # spikes recorded at a time, which bounds memory
 
@@ -56,14 +55,7 @@ class Setting:
         """What training.json of the bundle says, None if there is none."""
         if not self.bundle.has("training.json"):
             return None
-        path = self.bundle.file("training.json")
-        document: dict[str, Any] = read_json(path, BundleError)
-        missing = [key for key in TRAINING_KEYS if key not in document]
-        if missing:
-            raise BundleError(
-                f"{path}: key {missing[0]!r} is missing; evaluate the run and export it again"
-            )
-        return document
+        return read_training(self.bundle.file("training.json"))
 
 
 def open_setting(

@@ -1,0 +1,251 @@
+"""The report and the card: self-contained, valid, escaped, and true to validation.json."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import random_networks
+
+from stars_deploy import files
+from stars_deploy.graph.metadata import GraphMetadata, metadata_of, with_metadata
+from stars_deploy.graph.writer import write_graph
+from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.targets.bundle import Golden, write_golden, write_manifest
+from stars_deploy.validate.card import write_card
+from stars_deploy.validate.report import write_report
+from stars_deploy.workflow.samples import random_images
+
+HOSTILE = '<script>alert("1")</script>|`$x^2$`'
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+def write_folder(path):
+    """A bundle of a network whose first class has a hostile name; no target needed."""
+    graph = random_networks.random_graph(21, blocks=3, dyadic=True, pools=False, steps=(4, 4))
+    metadata = metadata_of(graph)
+    outputs = graph.nodes["fc"].weight.shape[0]
+    names = (HOSTILE, *(f"class {index}" for index in range(1, outputs)))
+    known = GraphMetadata(metadata.T, metadata.mean, metadata.std, names)
+    graph = with_metadata(graph, known)
+    path.mkdir()
+    write_graph(graph, path / "graph.nir")
+    shape = tuple(int(x) for x in graph.nodes["input"].input_type["input"])
+    answer = FloatEngine(graph).run(random_images(3, shape))
+    answer.logits[:, 0] = answer.logits.max() + 1  # so that the hostile class is predicted
+    golden = Golden(
+        random_images(3, shape), np.zeros(3, np.int64), "random",
+        {"float": answer.logits}, {"float": answer.spikes},
+    )  # fmt: skip
+    write_golden(path / "golden.npz", golden)
+    source = {"kind": "nir", "name": HOSTILE, "sha256": "0" * 64}
+    write_manifest(path, source, None, ["nir", "onnx"], {"golden": 0})
+    return path, graph
+
+
+def layer(name, state="active", mismatches=0):
+    return {
+        "name": name, "neurons": 1234, "rate": 0.1234, "state": state, "spikes_reference": 5678,
+        "spikes_target": 5679, "relative_difference": 1 / 5678, "mismatches": mismatches,
+        "isolated_mismatches": mismatches, "near_ties": 0,
+    }  # fmt: skip
+
+
+def verdict(engine="integer", verdict="pass", **changes):
+    document = {
+        "schema": 1, "verdict": verdict, "reason": None if verdict == "pass" else "lif2: 7 differ",
+        "profile": "loihi2", "engine": {"name": engine, "version": "9.9", "kind": "simulated"},
+        "reference": {"engine": "float", "device": "cpu", "recorded": False}, "training": None,
+        "images": "evaluation", "n": 2000,
+        "accuracy": {"reference": 0.91, "target": 0.9049, "delta": -0.0051}, "agreement": 0.98,
+        "layers": [layer("lif1"), layer("lif2", "silent", 7), layer("lif3", "saturated")],
+        "readout": {"max_abs_difference": 0.0123, "isolated_max_abs_difference": None},
+        "energy": [{"name": "total", "value": 12345.6, "unit": "nJ/image", "kind": "modeled",
+                    "source": "Davies 2018"}],
+        "tolerances": {"accuracy_delta": 0.01, "source": "choice"},
+        "findings": [{"code": "x", "severity": "warning", "node": "lif2", "message": HOSTILE,
+                      "value": None, "limit": None, "remedy": "do this"}],
+        "also": [{"engine": {"name": "lava-netx", "version": "0.10.0", "kind": "simulated"},
+                  "layers": [layer("lif1")], "readout": {"max_abs_difference": 0.0}}],
+        "engines_not_run": [{"name": "lava", "reason": "not built"}],
+        "command": "stars-deploy validate bundle --profile loihi2 --engine " + engine,
+        "tool_version": "0.1.0", "manifest_sha256": "f" * 64, "earlier": [],
+    }  # fmt: skip
+    return {**document, **changes}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("report") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    path, graph = folder
+    return write_report(path, graph, verdict()).read_text(encoding="utf-8")
+
+
+class Checker(HTMLParser):
+    """Collects tags, attributes and visible text; every element must be closed in order."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.open, self.attributes, self.text, self.ids = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes += [(tag, name, value or "") for name, value in attributes]
+        self.ids += [value for name, value in attributes if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.text.append(data)
+
+
+def parsed(page):
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+def test_page_is_well_formed_and_named(page):
+    checker = parsed(page)
+    assert page.startswith("<!doctype html>")
+    assert ("html", "lang", "en") in checker.attributes
+    assert any(name == "content" and "width=device-width" in v for _, name, v in checker.attributes)
+
+
+def test_page_fetches_nothing(page):
+    checker = parsed(page)
+    for tag, name, value in checker.attributes:
+        if name in ("src", "href", "xlink:href", "srcset", "action", "poster", "data"):
+            assert value.startswith(("data:", "#")), (tag, name, value[:80])
+    assert {tag for tag, *_ in checker.attributes} & {
+        "script",
+        "iframe",
+        "object",
+        "embed",
+    } == set()
+    assert "@import" not in page and "@font-face" not in page
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
+    addresses = set(re.findall(r"https?://[^\s\"'<>]+", page))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+def test_hostile_names_are_shown_as_text(page):
+    assert "<script" not in page and "alert(&#34;1&#34;)" in page
+    text = "".join(parsed(page).text)
+    assert text.count(HOSTILE) >= 4  # title, label, prediction, finding
+
+
+def test_page_follows_scheme_width_and_printer(page):
+    for rule in ("prefers-color-scheme: dark", "@media print", "max-width: 30rem"):
+        assert rule in page
+    # Figures take their colours from the page: none is fixed to one scheme.
+    figures = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    assert "var(--reference)" in figures and "var(--ink)" in figures
+    assert not re.search(r"(fill|stroke): ?#", figures)
+
+
+def test_page_shows_the_numbers_of_the_verdict(page):
+    text = " ".join("".join(parsed(page).text).split())
+    for shown in (
+        "90.49 %", "91.00 %", "1,234", "5,678", "5,679", "silent", "saturated", "active",
+        "simulated", "modeled", "12,346 nJ/image", "Davies 2018", "not run", "not built",
+        "lava-netx", "stars-deploy validate bundle --profile loihi2 --engine integer",
+        "do this", "f" * 64, "2,000",
+    ):  # fmt: skip
+        assert shown in text, shown
+    assert "What failed" not in text
+    assert "lif1: 800 neurons" in text  # the raster's panels
+
+
+def test_ids_are_unique_and_references_meet_one(folder):
+    path, graph = folder
+    page = write_report(path, graph, verdict(earlier=[verdict("onnx")])).read_text("utf-8")
+    ids = parsed(page).ids
+    assert len(ids) == len(set(ids))
+    used = set(re.findall(r'(?:aria-labelledby="|href="#|url\(#)([^")]+)', page))
+    assert len(used) > 10 and used <= set(ids)
+
+
+def test_failed_page_says_so_first(folder):
+    path, graph = folder
+    document = verdict(verdict="fail", earlier=[verdict("onnx", accuracy=None)])
+    page = write_report(path, graph, document).read_text(encoding="utf-8")
+    text = " ".join("".join(parsed(page).text).split())
+    assert "1 of 2 comparisons failed" in text and "integer: lif2: 7 differ" in text
+    assert "onnx against float" in text
+    assert text.index("What failed") < text.index("Accuracy")
+
+
+def test_engine_that_ran_earlier_is_not_listed_as_not_run(folder):
+    path, graph = folder
+    missing = [{"name": "lava", "reason": "not built"}, {"name": "onnx", "reason": "not asked for"}]
+    document = verdict(engines_not_run=missing, earlier=[verdict("onnx")])
+    page = write_report(path, graph, document).read_text(encoding="utf-8")
+    assert "not built" in page and "not asked for" not in page
+
+
+def test_unlabelled_verdict_says_that_accuracy_is_unknown(folder):
+    path, graph = folder
+    page = write_report(path, graph, verdict(accuracy=None)).read_text(encoding="utf-8")
+    assert "no accuracy is known" in page
+
+
+def test_training_without_spikes_and_a_picture(tmp_path):
+    path, graph = write_folder(tmp_path / "bundle")
+    training = {"n": 2000, "device": "cpu", "accuracy": 0.8765, "data": HOSTILE}
+    files.write_json(path / "training.json", training)
+    (path / "synthetic.png").write_bytes(b"\x89PNG")
+    rows = [{**layer("lif1"), "mismatches": None, "isolated_mismatches": None, "near_ties": None}]
+    document = verdict(
+        "float", layers=rows, agreement=None,
+        reference={"engine": "training", "device": "cpu", "recorded": True},
+        readout={"max_abs_difference": None, "isolated_max_abs_difference": None},
+    )  # fmt: skip
+    page = write_report(path, graph, document).read_text(encoding="utf-8")
+    parsed(page)
+    assert "87.65 %" in page and "float against training (cpu)" in page
+    assert "data:image/png;base64,iVBORw==" in page
+    card = write_card(path, graph, document).read_text(encoding="utf-8")
+    assert "| student in training | cpu | measured | 2000 | 87.65 % |" in card
+
+
+# ---- card --------------------------------------------------------------------------------------
+
+
+def test_card_has_front_matter_and_results(folder):
+    path, graph = folder
+    card = write_card(path, graph, verdict()).read_text(encoding="utf-8")
+    _, front, body = card.split("---\n", 2)
+    assert "library_name: stars-deploy" in front and "- onnx" in front
+    assert "| integer | 9.9 | simulated | 2000 | 90.49 % |" in body
+    assert "| integer | float | 2000 | pass | 7 | 0.0123 |" in body
+    assert "<script>" not in body and "&lt;script&gt;" in body and "\\`" in body
+
+
+def test_card_of_a_measured_run_is_a_hub_model_index(tmp_path):
+    path, graph = write_folder(tmp_path / "bundle")
+    training = {"n": 2000, "device": "cpu", "accuracy": 0.9, "data": 'a: "b"'}
+    files.write_json(path / "training.json", training)
+    card = Path(write_card(path, graph, None)).read_text(encoding="utf-8")
+    assert "Not validated yet" in card
+    (line,) = (x for x in card.splitlines() if x.startswith("model-index: "))
+    (entry,) = json.loads(line.removeprefix("model-index: "))
+    (result,) = entry["results"]
+    assert result["dataset"]["name"] == 'a: "b"' and result["metrics"][0]["value"] == 0.9
