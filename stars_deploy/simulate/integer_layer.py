@@ -185,6 +185,7 @@ def weighted_sums(layer: Layer, messages: Mapping[str, Tensor]) -> Tensor:
 
 
 def _weighted(synapse: Synapse, message: Tensor) -> Tensor:
+    import torch
     import torch.nn.functional as F
 
     item = synapse.connection
@@ -194,15 +195,38 @@ def _weighted(synapse: Synapse, message: Tensor) -> Tensor:
         if message.ndim == 4:
             message = message.permute(0, 2, 3, 1)
         return F.linear(message.flatten(1), synapse.weight, synapse.constant)
-    return F.conv2d(
-        message,
-        synapse.weight,
-        synapse.constant,
-        item.stride,
-        item.padding,
-        item.dilation,
-        item.groups,
-    )
+    onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if onednn and message.device.type == "cpu":
+        return F.conv2d(
+            message,
+            synapse.weight,
+            synapse.constant,
+            item.stride,
+            item.padding,
+            item.dilation,
+            item.groups,
+        )
+    return unfolded_convolution(synapse, message)
+
+
+def unfolded_convolution(synapse: Synapse, message: Tensor) -> Tensor:
+    """Convolve by a matrix product, which adds products of integers and nothing else.
+
+    cuDNN and NNPACK may choose Winograd or FFT algorithms, whose fractions round; oneDNN is asked
+    by torch for direct convolution.
+    """
+    import torch.nn.functional as F
+
+    item, weight = synapse.connection, synapse.weight
+    outputs, count, kernel, size = len(weight), len(message), weight.shape[2:], message.shape[2:]
+    columns = F.unfold(message, (kernel[0], kernel[1]), item.dilation, item.padding, item.stride)
+    columns = columns.reshape(count, item.groups, -1, columns.shape[-1])
+    result = weight.reshape(item.groups, outputs // item.groups, -1) @ columns
+    height = (size[0] + 2 * item.padding[0] - item.dilation[0] * (kernel[0] - 1) - 1) // (
+        item.stride[0]
+    ) + 1
+    result = result.reshape(count, outputs, height, -1)
+    return result if synapse.constant is None else result + synapse.constant[:, None, None]
 
 
 def _wrapped(value: Tensor, half: int) -> Tensor:

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from stars_deploy.errors import BundleError
 from stars_deploy.files import read_json, read_npz
+from stars_deploy.simulate.integer_fields import Fields, Integers
 
-Integers = NDArray[np.int64]
 INPUT = "input"
 WEIGHT_RANGE = (-128, 127)
 BIAS_RANGE = (-4096, 4095)
@@ -89,7 +88,7 @@ def parse_network(
     document: Any, arrays: Mapping[str, NDArray[Any]], origin: str = "network.json"
 ) -> IntegerNetwork:
     """Check a network given as the JSON document and the arrays beside it."""
-    fields = _Fields(document, origin)
+    fields = Fields(document, origin)
     if fields.integer("schema", 1, 1 << 30) != 1:
         raise fields.bad("schema", "schema 1")
     steps = fields.integer("T", 1, 1 << 16)
@@ -124,7 +123,7 @@ def parse_network(
     )
 
 
-def _input(fields: _Fields, arrays: Mapping[str, NDArray[Any]]) -> tuple[tuple[int, ...], Integers]:
+def _input(fields: Fields, arrays: Mapping[str, NDArray[Any]]) -> tuple[tuple[int, ...], Integers]:
     if fields.text("encoding") not in ("signed_q", "pixel_u8"):
         raise fields.bad("encoding", "signed_q or pixel_u8 (this engine runs no other)")
     shape = fields.shape("shape_whc")
@@ -136,7 +135,7 @@ def _input(fields: _Fields, arrays: Mapping[str, NDArray[Any]]) -> tuple[tuple[i
     return shape, table
 
 
-def _population(fields: _Fields, arrays: Mapping[str, NDArray[Any]], steps: int) -> Population:
+def _population(fields: Fields, arrays: Mapping[str, NDArray[Any]], steps: int) -> Population:
     # The reset phase is a matter of the pipelined chip; here every sample starts from rest, so
     # only the interval must be the length of a sample.
     if fields.integer("reset_interval", 1, 1 << 16) != steps:
@@ -167,7 +166,7 @@ def _population(fields: _Fields, arrays: Mapping[str, NDArray[Any]], steps: int)
 
 
 def _connection(
-    fields: _Fields,
+    fields: Fields,
     arrays: Mapping[str, NDArray[Any]],
     shapes: Mapping[str, tuple[int, ...]],
     depths: Mapping[str, int],
@@ -199,7 +198,7 @@ def _connection(
 
 
 def _check_geometry(
-    fields: _Fields, item: Connection, source: tuple[int, ...], target: tuple[int, ...]
+    fields: Fields, item: Connection, source: tuple[int, ...], target: tuple[int, ...]
 ) -> None:
     weight = item.weight.shape
     if item.kind == "dense":
@@ -241,87 +240,3 @@ def _order(populations: list[Population], connections: tuple[Connection, ...], o
     for population in populations:
         if population.name not in heard:
             raise BundleError(f"{origin}: population {population.name!r} has no connection")
-
-
-class _Fields:
-    """Typed access to one JSON object; every complaint names the file, the entry and the key."""
-
-    def __init__(self, value: Any, where: str) -> None:
-        if not isinstance(value, dict):
-            raise BundleError(f"{where}: expected a JSON object, found {type(value).__name__}")
-        self.value = value
-        self.where = where
-
-    def bad(self, key: str, expected: str) -> BundleError:
-        shown = repr(self.value.get(key))[:80]
-        return BundleError(f"{self.where}: {key} = {shown}, expected {expected}")
-
-    def get(self, key: str) -> Any:
-        if key not in self.value:
-            raise BundleError(f"{self.where}: key {key!r} is missing")
-        return self.value[key]
-
-    def child(self, key: str) -> _Fields:
-        return _Fields(self.get(key), f"{self.where}: {key}")
-
-    def children(self, key: str) -> list[_Fields]:
-        entries = self.get(key)
-        if not isinstance(entries, list) or not entries:
-            raise self.bad(key, "a list that is not empty")
-        return [_Fields(entry, f"{self.where}: {key}[{i}]") for i, entry in enumerate(entries)]
-
-    def integer(self, key: str, low: int, high: int) -> int:
-        value = self.get(key)
-        if type(value) is not int or not low <= value <= high:
-            raise self.bad(key, f"an integer from {low} to {high}")
-        return value
-
-    def positive(self, key: str) -> float:
-        value = self.get(key)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
-            raise self.bad(key, "a number above 0")
-        return float(value)
-
-    def text(self, key: str) -> str:
-        value = self.get(key)
-        if not isinstance(value, str) or not value:
-            raise self.bad(key, "a name")
-        return value
-
-    def flag(self, key: str) -> bool:
-        value = self.get(key)
-        if not isinstance(value, bool):
-            raise self.bad(key, "true or false")
-        return value
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Read [W, H, C] or [N] and return it as (C, H, W) or (N,)."""
-        value = self.get(key)
-        if (
-            not isinstance(value, list)
-            or len(value) not in (1, 3)
-            or not all(type(item) is int and 0 < item < 1 << 24 for item in value)
-        ):
-            raise self.bad(key, "[width, height, channels] or [neurons]")
-        return tuple(reversed(value))
-
-    def pair(self, key: str, low: int) -> tuple[int, int]:
-        value = self.get(key)
-        if (
-            not isinstance(value, list)
-            or len(value) != 2
-            or not all(type(item) is int and low <= item <= 1 << 16 for item in value)
-        ):
-            raise self.bad(key, f"two integers (height, width) of at least {low}")
-        return value[0], value[1]
-
-    def array(self, key: str, arrays: Mapping[str, NDArray[Any]], low: int, high: int) -> Integers:
-        name = self.text(key)
-        if name not in arrays:
-            raise self.bad(key, f"the name of an array in network.npz: {sorted(arrays)}")
-        value = arrays[name]
-        if not np.issubdtype(value.dtype, np.integer):
-            raise self.bad(key, f"an array of integers, not {value.dtype}")
-        if value.size == 0 or value.min() < low or value.max() > high:
-            raise self.bad(key, f"an array with values from {low} to {high}")
-        return value.astype(np.int64)

@@ -9,6 +9,7 @@ from stars_deploy.errors import EngineError
 from stars_deploy.simulate.integer_layer import NO_MEMORY, STATE_LIMIT, Layer, Rule
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -54,8 +55,8 @@ def _shifted(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Answer:
     threshold = float(layer.population.vth << 6)
     factor = 1 - layer.population.dv / 4096
     # Each step's sums are needed once: its spikes take their place, unless one image is for all.
-    spikes = sums if len(sums) == steps else _like(sums, steps)
-    voltages = _like(sums, steps) if keep else None
+    spikes = sums if len(sums) == steps else _like(sums, steps, sums.dtype)
+    voltages = _like(sums, steps, sums.dtype) if keep else None
     z = torch.full_like(sums[0], threshold)
     for t in range(steps):
         z = torch.add(sums[t if len(sums) == steps else 0], z, alpha=factor, out=z)
@@ -67,18 +68,16 @@ def _shifted(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Answer:
     return Answer(spikes, voltages, threshold - z)
 
 
-def _like(sums: Tensor, steps: int) -> Tensor:
+def _like(sums: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """Return an empty [T, B, ...] with the memory layout of `sums`."""
     import torch
 
     count, *shape = sums.shape[1:]
     if len(shape) < 3:
-        return torch.empty((steps, count, *shape), dtype=sums.dtype, device=sums.device)
+        return torch.empty((steps, count, *shape), dtype=dtype, device=sums.device)
+    layout = torch.channels_last
     flat = torch.empty(
-        (steps * count, *shape),
-        dtype=sums.dtype,
-        device=sums.device,
-        memory_format=torch.channels_last,
+        (steps * count, *shape), dtype=dtype, device=sums.device, memory_format=layout
     )
     return flat.view(steps, count, *shape)
 
@@ -87,14 +86,15 @@ def _stepwise(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Answer:
     import torch
 
     threshold = float(layer.population.vth << 6)
-    spikes = _like(sums.float() if len(sums) == 1 else sums, steps).float()
-    voltages = _like(sums, steps) if keep else None
+    spikes = _like(sums, steps, torch.float32)
+    voltages = _like(sums, steps, sums.dtype) if keep else None
     u = voltage = reached = torch.zeros_like(sums[0])
     for t in range(steps):
         u = _current(layer, u, sums[min(t, len(sums) - 1)])
         reached = _voltage(layer, voltage, u)
         fired = reached > threshold
-        if not layer.population.spiking and not layer.contained and bool(fired.any()):
+        unproved = not layer.contained and not layer.emulate
+        if unproved and not layer.population.spiking and bool(fired.any()):
             raise EngineError(
                 f"read-out {layer.population.name}: the summed voltage exceeds the threshold "
                 f"mantissa {layer.population.vth}, so it would spike and reset on the chip"

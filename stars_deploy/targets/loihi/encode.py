@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from stars_deploy.graph.metadata import GraphMetadata
 
 Reals = NDArray[np.float64]
-COARSER = 4  # how many halvings of the finest scale are offered
+COARSER = 4  # how many scales are offered, each half of the one before
+GRAIN = 1e-9  # relative error that float arithmetic alone may make
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,16 @@ def input_codes(metadata: GraphMetadata, bits: int) -> list[InputCode]:
     """
     values = normalised(metadata)
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-    largest = high / float(np.abs(values).max())
-    exponent = int(np.floor(np.log2(largest)))
-    exact = _code(values, 2.0**exponent, low, high)
-    if exact.error == 0:
+    room = [high / x for x in (values.max(),) if x > 0] + [
+        low / x for x in (values.min(),) if x < 0
+    ]
+    largest = float(min(room))
+    power = 2.0 ** np.floor(np.log2(largest * (1 + GRAIN)))
+    exact = _code(values, float(power), low, high)
+    if exact.error < GRAIN:
         return [exact]
-    step = 2.0 ** (exponent - 6)
-    finest = float(np.floor(largest / step)) * step
+    step = power / 64
+    finest = float(np.floor(largest / step) * step)
     return [_code(values, finest / 2**halving, low, high) for halving in range(COARSER)]
 
 
