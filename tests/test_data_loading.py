@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,12 +88,15 @@ def test_evaluation_subset_of_another_data_set_is_absent() -> None:
         load_data("evaluation", DATA)
 
 
+def fake_torchvision(monkeypatch: pytest.MonkeyPatch, factory: Callable[..., Any]) -> None:
+    datasets = SimpleNamespace(FashionMNIST=factory)
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets=datasets))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_named_data_set_comes_from_torchvision(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, channels: int
 ) -> None:
-    import torchvision.datasets
-
     calls: list[Any] = []
     images = np.repeat(IMAGES, channels, axis=1)
 
@@ -101,7 +106,7 @@ def test_named_data_set_comes_from_torchvision(
         return SimpleNamespace(data=stored, targets=LABELS.tolist())
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", fake)
+    fake_torchvision(monkeypatch, fake)
     data = recipe(
         data={"shape": [channels, 12, 12], "mean": [0.5] * channels, "std": [0.3] * channels}
     ).data
@@ -114,15 +119,21 @@ def test_named_data_set_comes_from_torchvision(
 def test_failed_download_says_what_else_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import torchvision.datasets
-
     def offline(root: Path, train: bool, download: bool) -> None:
         raise RuntimeError("Error downloading\n train-images-idx3-ubyte.gz")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", offline)
+    fake_torchvision(monkeypatch, offline)
     with pytest.raises(DataError, match=r"download to .* failed .* give a folder with its idx"):
         load_data("fashion-mnist", DATA)
+
+
+def test_names_are_data_sets_of_torchvision() -> None:
+    found = importlib.util.find_spec("torchvision")  # without the seconds that importing takes
+    assert found is not None and found.origin is not None
+    listed = (Path(found.origin).parent / "datasets" / "__init__.py").read_text()
+    for name in data_module.NAMED.values():
+        assert f'"{name}"' in listed
 
 
 def test_downloads_go_to_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -42,6 +42,11 @@ def test_twin_has_the_teachers_parameters_and_no_relu() -> None:
     assert teacher.stage_ends == student.stage_ends == (1, 2)
 
 
+def test_stages_end_where_the_width_changes_and_at_the_last_block() -> None:
+    args = {"channels": [4, 4, 4, 8, 6], "strides": [2, 1, 2, 1, 2]}
+    assert build_teacher(recipe(teacher={"args": args})).stage_ends == (2, 3, 4)
+
+
 def plain_student(student: Network, x: torch.Tensor) -> torch.Tensor:
     """Logits of every step [T, B, K], all layers applied to every step: slow and obvious."""
     assert student.spiking is not None
