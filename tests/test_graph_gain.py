@@ -113,3 +113,42 @@ def test_factors_that_no_operator_can_take_become_scale_nodes() -> None:
     np.testing.assert_allclose(folded.nodes["fc3"].weight, graph.nodes["fc3"].weight / 2)
     np.testing.assert_allclose(folded.nodes["scale"].scale, 0.35)
     assert_same_outputs(graph, unfold_gain(folded))
+
+
+def shared(second: nir.NIRNode, mixed: bool) -> nir.NIRGraph:
+    """conv -> lif -> flat -> output, and conv -> second -> flat; lif's tau may be mixed."""
+    shape = (2, 4, 4)
+    rng = np.random.default_rng(1)
+    neuron = lif(shape, 3.0, 0.7)
+    if mixed:
+        neuron.tau = neuron.tau * rng.uniform(0.5, 1.5, shape)
+    conv = nir.Conv2d((4, 4), rng.normal(0, 0.7, (2, 2, 3, 3)), 1, 1, 1, 1, rng.random(2))
+    nodes = {
+        "input": nir.Input({"input": np.array(shape)}),
+        "conv": conv,
+        "lif": neuron,
+        "second": second,
+        "flat": nir.Flatten({"input": np.array(shape)}, 0, -1),
+        "output": nir.Output({"output": np.array([32])}),
+    }
+    edges = [
+        ("input", "conv"), ("conv", "lif"), ("lif", "flat"), ("flat", "output"),
+        ("conv" if not mixed else "lif", "second"), ("second", "flat"),
+    ]  # fmt: skip
+    graph = nir.NIRGraph(nodes, edges, type_check=False)
+    return with_metadata(graph, GraphMetadata(T=4, mean=(0.4,) * 2, std=(0.3,) * 2))
+
+
+def test_an_operator_that_others_read_keeps_its_weights() -> None:
+    graph = shared(nir.Scale(np.full((2, 4, 4), 0.5)), mixed=False)
+    folded = fold_gain(graph)
+    assert folded.nodes["conv"] is graph.nodes["conv"]
+    assert "lif_gain_conv" in folded.nodes
+    assert_same_outputs(graph, folded)
+
+
+def test_factors_that_differ_within_a_channel_do_not_go_into_a_kernel() -> None:
+    graph = shared(nir.Scale(np.full((2, 4, 4), 0.5)), mixed=True)
+    folded = fold_gain(graph)
+    assert folded.nodes["lif_gain_conv"].scale.shape == (2, 4, 4)
+    assert_same_outputs(graph, folded)

@@ -191,6 +191,9 @@ def test_graphs_that_cannot_be_run_are_refused() -> None:
     for build in (build_onnx, build_step_onnx):
         with pytest.raises(GraphError, match="no 'T'"):
             build(bare)
+    graph.nodes["fc"].bias = graph.nodes["fc"].bias.astype(np.float64) + 1e300
+    with pytest.raises(GraphError, match=r"fc\.bias: a value exceeds float32"):
+        build_onnx(graph)
 
 
 def test_engine_names_what_it_cannot_do(tmp_path: Path) -> None:

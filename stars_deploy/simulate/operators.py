@@ -88,7 +88,8 @@ def _pool(name: str, node: nir.NIRNode) -> Operator:
     size = math.prod(window.kernel) if isinstance(node, nir.AvgPool2d) else 1
 
     def pool(x: Array) -> Array:
-        return _windows(x, window).sum(axis=(4, 5), dtype=np.float64) / size
+        total: Array = _windows(x, window).sum(axis=(4, 5), dtype=np.float64)
+        return total / size
 
     return lambda x: _merged(x, pool)
 
@@ -114,18 +115,31 @@ def correlate(x: Array, weight: Array, bias: Array, window: Window) -> Array:
     Returns: float64 [M, O, H', W'].
     """
     groups = find_groups(weight)
-    kernel = compact_kernel(weight, groups)
-    inputs = kernel.shape[1] * math.prod(window.kernel)
-    matrix = kernel.reshape(groups, -1, inputs)
-    views = _windows(x, window)
-    height, width = views.shape[2:4]
+    kernel = compact_kernel(weight, groups).reshape(
+        groups, -1, x.shape[1] // groups, *window.kernel
+    )
+    matrix = kernel.transpose(0, 3, 4, 2, 1).reshape(groups, -1, kernel.shape[1])
+    height, width = window.output(x.shape[2:])
     out = np.empty((len(x), weight.shape[0], height, width))
-    step = max(1, _COLUMN_BYTES // (8 * groups * inputs * height * width))
+    step = max(1, _COLUMN_BYTES // (8 * groups * matrix.shape[1] * height * width))
     for start in range(0, len(x), step):
-        part = views[start : start + step].transpose(0, 1, 4, 5, 2, 3)
-        columns = part.astype(np.float64, order="C")
-        columns = columns.reshape(len(part), groups, inputs, height * width)
-        product = matrix @ columns
-        out[start : start + step] = product.reshape(len(part), -1, height, width)
+        part = slice(start, start + step)
+        product = _columns(x[part], window, groups) @ matrix
+        maps = product.reshape(groups, -1, height, width, kernel.shape[1])
+        out[part] = maps.transpose(1, 0, 4, 2, 3).reshape(out[part].shape)
     out += bias[:, None, None]
     return out
+
+
+def _columns(x: Array, window: Window, groups: int) -> Array:
+    """Return the windows of x [M, C, H, W] as rows: float64 [G, M * H' * W', KH * KW * C / G].
+
+    Channels come last, so that rows are copied in runs.
+    """
+    last = np.ascontiguousarray(_pad(x, window.padding).transpose(0, 2, 3, 1))
+    split = last.reshape(*last.shape[:3], groups, -1)
+    (sy, sx), (dy, dx) = window.stride, window.dilation
+    views = sliding_window_view(split, window.extent, axis=(1, 2))
+    views = views[:, ::sy, ::sx, :, :, ::dy, ::dx].transpose(3, 0, 1, 2, 5, 6, 4)
+    rows = math.prod(views.shape[1:4])
+    return views.astype(np.float64, order="C").reshape(groups, rows, -1)

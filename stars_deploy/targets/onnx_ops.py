@@ -36,7 +36,10 @@ class Builder:
         """Store a constant once and return its name."""
         if name not in self.constants:
             # numpy.ascontiguousarray would turn a scalar into a vector.
-            array = np.array(values, dtype=dtype, order="C")
+            with np.errstate(over="ignore"):
+                array = np.array(values, dtype=dtype, order="C")
+            if not np.isfinite(array).all():
+                raise GraphError(f"{name}: a value exceeds float32; rescale this layer")
             self.constants[name] = numpy_helper.from_array(array, name)
         return name
 
