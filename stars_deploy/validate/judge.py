@@ -105,8 +105,8 @@ def _differs(layer: LayerParity, parity: Parity) -> Finding:
         code="parity.spikes",
         severity="error",
         node=layer.name,
-        message=f"{layer.mismatches} of {layer.neuron_steps} spikes of {parity.target.name} "
-        f"differ from {parity.reference.name}{on_equal}",
+        message=f"{layer.mismatches} of {layer.neuron_steps} neuron-steps of "
+        f"{parity.target.name} differ from {parity.reference.name}{on_equal}",
         value=apart or layer.mismatches,
         limit=0,
         remedy=_LAYER_REMEDY,

@@ -17,6 +17,12 @@ from stars_deploy.targets.bundle import Golden, read_golden
 Json = dict[str, Any]
 TEMPLATE = "report.html.j2"
 THUMBNAIL_SCALE = 6
+ENGINE_TITLES = {
+    "float": "Float graph",
+    "integer": "Integer parameters",
+    "onnx": "ONNX model",
+    "lava-fixed_pt": "Lava",
+}
 
 
 def write_report(bundle: Path, graph: nir.NIRGraph, validation: Mapping[str, Any]) -> Path:
@@ -97,8 +103,9 @@ def _tiles(bundle: Path, runs: Sequence[Json]) -> list[Json]:
 
 
 def _accuracies(runs: Sequence[Json]) -> list[tuple[str, str, int, float]]:
-    """Return each engine's accuracy, on most images where it was run more than once."""
+    """Return the accuracies on the largest number of images; fewer would not be comparable."""
     best: dict[str, tuple[str, str, int, float]] = {}
+    most = max((run["n"] for run in runs if run["accuracy"]), default=0)
     for run in runs:
         if not run["accuracy"]:
             continue
@@ -107,10 +114,9 @@ def _accuracies(runs: Sequence[Json]) -> list[tuple[str, str, int, float]]:
             (reference, "simulated", "reference"),
             (engine["name"], engine["kind"], "target"),
         ):
-            known = best.get(label)
-            if known is None or known[2] < run["n"]:
-                title = f"{label[0].upper()}{label[1:]} engine"
-                best[label] = (title, kind, run["n"], run["accuracy"][side])
+            if run["n"] == most and label != "training":
+                title = ENGINE_TITLES.get(label, label)
+                best.setdefault(label, (title, kind, run["n"], run["accuracy"][side]))
     return list(best.values())
 
 
@@ -176,7 +182,7 @@ def _example(golden: Golden, classes: Sequence[str]) -> Json:
     spikes = {node: train[:, index] for node, train in golden.spikes[engine].items()}
     label = int(golden.labels[index])
     return {
-        "index": index,
+        "number": index + 1,
         "count": len(golden.images),
         "source": golden.source,
         "engine": engine,

@@ -27,7 +27,7 @@ def recorded(golden: Golden, engine: str, version: str) -> Recording:
         raise BundleError(
             f"golden.npz: holds no recording of engine {engine}; export the bundle again"
         )
-    info = EngineInfo(engine, version, "simulated")
+    info = EngineInfo(f"its recording at export ({engine})", version, "simulated")
     return Recording(info, golden.logits[engine], golden.spikes[engine])
 
 
@@ -42,11 +42,7 @@ def golden_findings(golden: Golden, name: str, engine: Engine, batch: int) -> li
     isolation = Isolation(engine, feed="reference", near=near)
     parity = compare(golden.images, golden.labels, before, engine, isolation, batch)
     found = judge.exact(parity) if near == 0 else judge.up_to_near_ties(parity)
-    text = f"the {name} engine no longer gives what golden.npz recorded at export: "
-    return [
-        dataclasses.replace(item, code=f"golden.{name}", message=text + item.message)
-        for item in found
-    ]
+    return [dataclasses.replace(item, code=f"golden.{name}") for item in found]
 
 
 def unrolled_findings(
