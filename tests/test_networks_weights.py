@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from small_recipes import lively_student, recipe
 from torch import Tensor
 
 from stars_deploy.config.recipe import find_recipe, load_recipe
+from stars_deploy.data import load_data
 from stars_deploy.errors import WeightsError
 from stars_deploy.files import sha256
 from stars_deploy.networks.families import build_teacher, seeded
 from stars_deploy.networks.weights import load_student, load_teacher, save_weights
+from stars_deploy.workflow.evaluate import accuracy
 
 
 def test_teacher_comes_back_as_it_was_saved(tmp_path: Path) -> None:
@@ -49,6 +52,21 @@ def test_the_packaged_teacher_is_intact() -> None:
     chosen = load_recipe("fashion-mnist")
     assert chosen.teacher.sha256 is not None
     load_teacher(chosen, origin=find_recipe("fashion-mnist"))
+    folder = find_recipe("fashion-mnist").parent
+    assert chosen.teacher.sha256 in (folder / "card.md").read_text()
+    assert (folder / "teacher.safetensors").stat().st_size <= 1_000_000
+
+
+def test_the_packaged_teacher_has_the_accuracy_that_its_card_states() -> None:
+    chosen = load_recipe("fashion-mnist")
+    teacher = load_teacher(chosen, origin=find_recipe("fashion-mnist"))
+    images, labels = load_data("evaluation", chosen.data)
+    found = accuracy(teacher, images, labels, chosen.data, torch.device("cpu"))
+    card = (find_recipe("fashion-mnist").parent / "card.md").read_text()
+    stated = re.search(r"`evaluation\.npz`\) \| 2,000 \| (0\.\d+)", card)
+    assert stated is not None
+    # One image of 2,000 may lie so near a border that another CPU decides it differently.
+    assert found == pytest.approx(float(stated[1]), abs=0.0006)
 
 
 def test_absent_weights_are_named(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def lif(current: Tensor, T: int, neuron: Neuron) -> Tensor:
     if neuron.backend == "norse":
         return norse_backend.lif(current, T, neuron)
     if not (torch.is_grad_enabled() and current.requires_grad):
-        return run(current, T, neuron)[1]
+        return run(current, T, neuron, keep=False)[1]
     spikes: Tensor = _FusedLif.apply(current, T, neuron)
     return spikes
 
@@ -73,11 +73,12 @@ def _gains(neuron: Neuron) -> tuple[float, float]:
     return (1.0 if neuron.decay_input else neuron.tau), 1.0 / neuron.tau
 
 
-def run(current: Tensor, T: int, neuron: Neuron) -> tuple[Tensor, Tensor]:
+def run(current: Tensor, T: int, neuron: Neuron, keep: bool = True) -> tuple[Tensor, Tensor]:
     """Return the potentials U = H - V_r and the spikes of every step, both [T, ...].
 
     Working relative to V_r takes it out of the recursion: U_0 = 0 and a reset is a zero. The
     potentials are float32, or float64 if `current` is; the spikes have the type of `current`.
+    Without `keep` only the last step's potentials are returned, [1, ...].
     """
     gain, inverse_tau = _gains(neuron)
     threshold = neuron.v_threshold - neuron.v_reset
@@ -85,10 +86,10 @@ def run(current: Tensor, T: int, neuron: Neuron) -> tuple[Tensor, Tensor]:
     current = current if current.dtype == torch.float64 else current.float()
     inputs = current.expand(T, *current.shape[1:])
     # empty_like keeps the memory format, so that channels_last stays channels_last.
-    potential, spikes = torch.empty_like(inputs), torch.empty_like(inputs)
+    spikes, potential = torch.empty_like(inputs), torch.empty_like(inputs if keep else inputs[:1])
     rest = torch.empty_like(inputs[0])
     for t in range(T):
-        u = potential[t]
+        u = potential[t if keep else 0]
         if t == 0:
             torch.mul(inputs[0], gain * inverse_tau, out=u)
         else:
@@ -124,14 +125,23 @@ class _FusedLif(torch.autograd.Function):
         neuron: Neuron = ctx.neuron
         gain, inverse_tau = _gains(neuron)
         threshold = neuron.v_threshold - neuron.v_reset
-        slope = SURROGATES[neuron.surrogate](potential - threshold, neuron.alpha)
-        grad = slope * grad_spikes if not neuron.detach_reset else slope.mul_(grad_spikes)
+        surrogate = SURROGATES[neuron.surrogate]
+        # A constant current gets the sum over t: two buffers in turn then do for all steps.
+        grad = torch.empty_like(potential[:2] if ctx.constant else potential)
+        result = torch.zeros_like(potential[:1]) if ctx.constant else grad
         keep = torch.empty_like(potential[0])
-        for t in range(len(potential) - 2, -1, -1):
-            torch.le(potential[t], threshold, out=keep)
-            if not neuron.detach_reset:
-                keep.addcmul_(potential[t], slope[t], value=-1)
-            grad[t].addcmul_(grad[t + 1], keep, value=1.0 - inverse_tau)
-        if ctx.constant:
-            grad = grad.sum(0, keepdim=True)
-        return grad.mul_(gain * inverse_tau).to(grad_spikes.dtype), None, None
+        later: Tensor | None = None
+        for t in reversed(range(len(potential))):
+            now = grad[t % len(grad)]
+            surrogate(torch.sub(potential[t], threshold, out=now), neuron.alpha)
+            if later is not None:
+                torch.le(potential[t], threshold, out=keep)
+                if not neuron.detach_reset:
+                    keep.addcmul_(potential[t], now, value=-1)
+            now.mul_(grad_spikes[t])
+            if later is not None:
+                now.addcmul_(later, keep, value=1.0 - inverse_tau)
+            if ctx.constant:
+                result.add_(now)
+            later = now
+        return result.mul_(gain * inverse_tau).to(grad_spikes.dtype), None, None

@@ -48,7 +48,8 @@ def evaluate(
     counts = measure(student, images, labels, recipe.data, place, progress)
     n = len(labels)
     result = {
-        **hardware(place),
+        "device": place.type,
+        "hardware": hardware(place),
         "kind": "measured",
         "data": _data_name(data, recipe.data),
         "n": n,
