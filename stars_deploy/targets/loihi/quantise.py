@@ -20,7 +20,8 @@ from stars_deploy.targets.loihi.bounds import Drive, Peaks, activation_range, pe
 from stars_deploy.targets.loihi.stages import Incoming
 
 Reals = NDArray[np.float64]
-CANDIDATES = 64
+CANDIDATES = (64, 1024)  # scales tried for large and for small matrices
+EFFORT = 1 << 22  # weights rounded in search of a scale, at least CANDIDATES[0] times all
 SEARCHED = 8.0  # scales from the largest possible down to this fraction of it
 
 
@@ -149,7 +150,9 @@ def _whole(values: Reals) -> bool:
 
 def _scales(target: Target, largest: float) -> list[float]:
     """Return scales from `largest` down, geometric; for a threshold, those that make M whole."""
-    steps = np.geomspace(largest, largest / SEARCHED, CANDIDATES)
+    size = sum(weight.size for weight in target.weights)
+    count = int(np.clip(EFFORT // max(size, 1), *CANDIDATES))
+    steps = np.geomspace(largest, largest / SEARCHED, count)
     if target.threshold is None:
         return [float(s) for s in steps]
     mantissas = np.unique(np.floor(steps * target.threshold))
