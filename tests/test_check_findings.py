@@ -1,0 +1,267 @@
+"""check: every refusal of the lowering is a finding, all of them at once, and nothing raises."""
+
+import nir
+import numpy as np
+import pytest
+import random_networks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stars_deploy.config.profile import load_profile, parse_profile
+from stars_deploy.errors import DoesNotFit, GraphError
+from stars_deploy.graph.metadata import GraphMetadata, with_metadata
+from stars_deploy.targets.findings import LIMIT_CODES
+from stars_deploy.targets.loihi import lower
+from stars_deploy.validate.check import check, exit_code
+
+LOIHI1, LOIHI2 = load_profile("loihi1"), load_profile("loihi2")
+
+
+def small(seed=1, **options):
+    options = {"pools": False, "global_pool": False, "blocks": 2, "steps": (4, 4)} | options
+    return random_networks.random_graph(seed, **options)
+
+
+def rebuilt(graph, nodes=None, edges=None):
+    return nir.NIRGraph(
+        {**graph.nodes, **(nodes or {})},
+        graph.edges if edges is None else edges,
+        metadata=graph.metadata,
+        type_check=False,
+    )
+
+
+def field(node, name, value, index=slice(None)):
+    def change(graph):
+        getattr(graph.nodes[node], name)[index] = value
+        return graph
+
+    return change
+
+
+def without(graph, *nodes):
+    kept = {name: node for name, node in graph.nodes.items() if name not in nodes}
+    return nir.NIRGraph(kept, graph.edges, metadata=graph.metadata, type_check=False)
+
+
+def residual(graph):
+    """lif1 also feeds a convolution whose output is added to conv2's."""
+    twin = graph.nodes["conv2"]
+    return rebuilt(
+        graph, {"skip": twin}, [*graph.edges, ("lif1", "skip"), ("skip", "lif2")]
+    )  # fmt: skip
+
+
+def skip_identity(graph):
+    """The output of lif1 is added to the input of lif2, where the shapes agree."""
+    shape = graph.nodes["lif1"].v_threshold.shape
+    channels = shape[0]
+    conv = nir.Conv2d(shape[1:], np.ones((channels, channels, 1, 1)), 1, 0, 1, 1, np.ones(channels))
+    edges = [("input", "conv1"), ("conv1", "lif1"), ("lif1", "conv2"), ("conv2", "lif2")]
+    edges += [("lif1", "lif2"), ("lif2", "flatten"), ("flatten", "fc"), ("fc", "output")]
+    size = int(np.prod(shape))
+    fc = nir.Affine(np.ones((2, size)), np.ones(2))
+    nodes = {"conv2": conv, "lif2": random_networks.lif(shape), "fc": fc}
+    nodes["flatten"] = nir.Flatten({"input": np.array(shape)}, 0, -1)
+    nodes["output"] = nir.Output({"output": np.array((2,))})
+    return rebuilt(graph, nodes, edges)
+
+
+def two_linear(graph):
+    shape = graph.nodes["lif1"].v_threshold.shape
+    extra = nir.Conv2d(
+        shape[1:], np.ones((shape[0], shape[0], 1, 1)), 1, 0, 1, 1, np.zeros(shape[0])
+    )
+    edges = [e for e in graph.edges if e != ("conv1", "lif1")]
+    return rebuilt(graph, {"extra": extra}, [*edges, ("conv1", "extra"), ("extra", "lif1")])
+
+
+def spiking_output(graph):
+    shape = graph.nodes["fc"].bias.shape
+    edges = [e for e in graph.edges if e != ("fc", "output")]
+    return rebuilt(
+        graph, {"last": random_networks.lif(shape)}, [*edges, ("fc", "last"), ("last", "output")]
+    )
+
+
+def neuron_after_neuron(graph):
+    shape = graph.nodes["lif1"].v_threshold.shape
+    edges = [e for e in graph.edges if e != ("conv1", "lif1")]
+    extra = random_networks.lif(shape)
+    return rebuilt(graph, {"extra": extra}, [*edges, ("conv1", "extra"), ("extra", "lif1")])
+
+
+def scale_node(graph):
+    shape = graph.nodes["lif1"].v_threshold.shape
+    edges = [e for e in graph.edges if e != ("conv1", "lif1")]
+    extra = nir.Scale(np.ones(shape))
+    return rebuilt(graph, {"extra": extra}, [*edges, ("conv1", "extra"), ("extra", "lif1")])
+
+
+def cuba(graph):
+    node = graph.nodes["lif1"]
+    values = (node.tau, node.tau, node.r, node.v_leak, node.v_threshold)
+    return rebuilt(graph, {"lif1": nir.CubaLIF(*values)})
+
+
+def border_pool(graph):
+    """A pool of 2 on an odd map before a padded convolution."""
+    nodes = {
+        "conv1": nir.Conv2d((5, 5), np.ones((2, 1, 1, 1)), 1, 0, 1, 1, np.zeros(2)),
+        "lif1": random_networks.lif((2, 5, 5)),
+        "pool1": nir.AvgPool2d(np.array((2, 2)), np.array((2, 2)), np.array((0, 0))),
+        "conv2": nir.Conv2d((2, 2), np.ones((2, 2, 3, 3)), 1, 1, 1, 1, np.zeros(2)),
+        "lif2": random_networks.lif((2, 2, 2)),
+        "flatten": nir.Flatten({"input": np.array((2, 2, 2))}, 0, -1),
+        "fc": nir.Affine(np.ones((2, 8)), np.zeros(2)),
+        "output": nir.Output({"output": np.array((2,))}),
+        "input": nir.Input({"input": np.array((1, 5, 5))}),
+    }
+    names = ["input", "conv1", "lif1", "pool1", "conv2", "lif2", "flatten", "fc", "output"]
+    built = nir.NIRGraph(nodes, list(zip(names, names[1:], strict=False)), type_check=False)  # noqa: RUF007
+    return with_metadata(built, GraphMetadata(T=2, mean=(0.5,), std=(0.5,)))
+
+
+REFUSALS = {
+    "v_reset": (field("lif1", "v_reset", -0.5), "neuron", "lif1"),
+    "v_leak": (field("lif2", "v_leak", 0.1), "neuron", "lif2"),
+    "threshold per neuron": (field("lif1", "v_threshold", 2.0, (0, 0, 0)), "neuron", "lif1"),
+    "gain per neuron": (field("lif1", "r", 2.0, (0, 0, 0)), "neuron", "lif1"),
+    "tau per neuron": (field("lif1", "tau", 5e-4, (0, 0, 0)), "neuron", "lif1"),
+    "tau below a step": (field("lif1", "tau", 0.5e-4), "neuron", "lif1"),
+    "tau without end": (field("lif1", "tau", 1.0), "neuron", "lif1"),
+    "threshold zero": (field("lif1", "v_threshold", 0.0), "neuron", "lif1"),
+    "not a number": (field("conv1", "weight", np.nan, (0, 0, 0, 0)), "value", "conv1"),
+    "residual convolution": (residual, "residual", "lif2"),
+    "residual identity": (skip_identity, "residual", "lif2"),
+    "two linear operators": (two_linear, "structure", "extra"),
+    "spiking output": (spiking_output, "structure", "output"),
+    "neuron after neuron": (neuron_after_neuron, "structure", "lif1"),
+    "unsupported by the profile": (scale_node, "unsupported", "extra"),
+    "unsupported anywhere": (cuba, "unsupported", "lif1"),
+    "pool at a border": (border_pool, "pooling", "pool1"),
+    "dangling edge": (lambda g: without(g, "lif1"), "structure", None),
+}
+
+
+@pytest.mark.parametrize(("change", "code", "node"), REFUSALS.values(), ids=REFUSALS)
+def test_a_refusal_names_code_and_node_and_lowering_agrees(change, code, node):
+    graph = change(small())
+    found = check(graph, LOIHI2)
+    errors = [f for f in found if f.severity == "error"]
+    assert (code, node) in {(f.code, f.node) for f in errors}
+    assert all(f.message and f.remedy for f in errors)
+    assert exit_code(found) == 2
+    with pytest.raises(GraphError, match=node):
+        lower(graph, LOIHI2)
+
+
+def test_a_good_graph_has_no_errors_on_loihi2_and_on_the_reference():
+    for seed in range(5):
+        graph = small(seed)
+        assert exit_code(check(graph, LOIHI2)) == 0
+        assert check(graph, load_profile("reference")) == []
+
+
+def test_all_problems_are_found_at_once():
+    graph = field("lif2", "v_leak", 0.1)(field("lif1", "v_reset", -0.5)(residual(small())))
+    found = {(f.code, f.node) for f in check(graph, LOIHI2)}
+    assert {("neuron", "lif1"), ("neuron", "lif2"), ("residual", "lif2")} <= found
+
+
+def test_loihi1_does_not_fit_because_of_its_input():
+    found = check(small(), LOIHI1)
+    assert exit_code(found) == 4
+    assert found[0].code == "input_messages" and found[0].severity == "error"
+    with pytest.raises(DoesNotFit):
+        lower(small(), LOIHI1)
+
+
+def tightened(**limits):
+    document = LOIHI2.model_dump(mode="json", by_alias=True, exclude_none=True)
+    for name, value in limits.items():
+        document["limits"][name] = {"value": value, "source": "test", "confidence": "choice"}
+    return parse_profile(document, "test")
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "node"),
+    [
+        ({"cores_per_chip": 1}, "cores", "lif1"),
+        ({"synaptic_memory_per_core_bit": 64}, "synaptic_memory", "fc"),
+        ({"input_axons_per_core": 3}, "input_axons", "fc"),
+    ],
+)
+def test_limits_of_cores_are_exit_code_4(limits, code, node):
+    found = check(small(), tightened(**limits))
+    errors = {f.code: f for f in found if f.severity == "error"}
+    assert code in errors and code in LIMIT_CODES
+    assert errors[code].value > errors[code].limit
+    assert node in {f.node for f in found if f.code == code}
+    assert exit_code(found) == 4
+
+
+def test_cores_are_counted_from_neurons_and_weights():
+    graph = small()
+    shapes = {n: node.v_threshold.shape for n, node in graph.nodes.items() if n.startswith("lif")}
+    expected = sum(-(-int(np.prod(shape)) // 10) for shape in shapes.values())
+    expected += -(-graph.nodes["fc"].bias.size // 10)
+    (finding,) = [f for f in check(graph, tightened(neurons_per_core=10)) if f.code == "cores"]
+    assert finding.value == expected
+
+
+def test_unknown_limits_are_said_to_be_unchecked():
+    (finding,) = [f for f in check(small(), LOIHI2) if f.code == "limits_unknown"]
+    assert "input_axons_per_core" in finding.message and finding.severity == "info"
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(1, False), (3, True), (4, False), (6, True)])
+def test_t_that_is_no_power_of_two_is_a_warning(steps, warned):
+    codes = {f.code for f in check(small(steps=(steps, steps)), LOIHI2) if f.severity == "warning"}
+    assert ("reset_interval" in codes) == warned
+
+
+def test_errors_come_first():
+    found = check(field("lif1", "v_reset", 1.0)(small(steps=(3, 3))), LOIHI2)
+    order = ["error", "warning", "info"]
+    ranks = [order.index(f.severity) for f in found]
+    assert ranks == sorted(ranks)
+
+
+def _vandalise(graph, rng):
+    """Damage one random thing of a graph: values, shapes, edges, nodes or metadata."""
+    name = str(rng.choice(sorted(graph.nodes)))
+    node = graph.nodes[name]
+    kind = int(rng.integers(6))
+    if kind == 0:
+        fields = [f for f in ("weight", "bias", "tau", "r", "v_threshold") if hasattr(node, f)]
+        if fields:
+            chosen = str(rng.choice(fields))
+            bad = rng.choice([np.nan, np.inf, 0.0, -1.0, 1e30, 1e-30])
+            setattr(node, chosen, np.full_like(getattr(node, chosen), bad, dtype=float))
+    elif kind == 1:
+        for f in ("weight", "v_threshold"):
+            if hasattr(node, f):
+                setattr(node, f, getattr(node, f)[..., :1])
+    elif kind == 2 and graph.edges:
+        graph.edges.remove(graph.edges[int(rng.integers(len(graph.edges)))])
+    elif kind == 3:
+        ends = [str(x) for x in rng.choice(sorted(graph.nodes), 2)]
+        graph.edges.append((ends[0], ends[1]))
+    elif kind == 4:
+        del graph.nodes[name]
+    else:
+        key = str(rng.choice(sorted(graph.metadata)))
+        graph.metadata[key] = rng.choice([np.nan, -1.0, 0.0, 1e9])
+
+
+@settings(max_examples=150, derandomize=True, deadline=None, database=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3))
+def test_no_damaged_graph_makes_check_raise(seed, damages):
+    rng = np.random.default_rng(seed)
+    graph = small(seed % 5)
+    for _ in range(damages):
+        _vandalise(graph, rng)
+    for profile in (LOIHI2, LOIHI1):
+        found = check(graph, profile)
+        assert exit_code(found) in (0, 2, 4)

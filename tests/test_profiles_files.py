@@ -1,0 +1,122 @@
+"""Profiles: complete, sourced, and wrong ones refused by name."""
+
+import tomllib
+
+import pytest
+
+from stars_deploy.assets import asset
+from stars_deploy.config.profile import load_profile, parse_profile, profile_names
+from stars_deploy.errors import RecipeError
+
+
+def document(name):
+    return tomllib.loads(asset("hardware_profiles", f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def test_the_packaged_profiles_load_and_carry_their_name():
+    assert {"loihi1", "loihi2", "reference"} <= set(profile_names())
+    for name in profile_names():
+        assert load_profile(name).name == name
+
+
+def numbers(value, path=()):
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from numbers(child, (*path, key))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_number_has_a_source(name):
+    content = document(name)
+    for *section, key in numbers(content):
+        if [*section, key] == ["schema"]:
+            continue
+        table = content
+        for part in section:
+            table = table[part]
+        assert table["source"], f"{section} {key}"
+        unit_named = key == "value" or section == ["tolerances"]
+        assert unit_named
+
+
+@pytest.mark.parametrize("name", ["loihi1", "loihi2"])
+def test_units_stand_in_the_keys_of_energy_and_time(name):
+    content = document(name)
+    for section, unit in (("energy", "_pj"), ("timing", "_ns")):
+        for key, value in content[section].items():
+            assert not isinstance(value, dict) or key.endswith(unit)
+        assert content[section]["kind"] == "modeled"
+
+
+def test_values_that_other_parts_rely_on():
+    loihi1, loihi2 = load_profile("loihi1"), load_profile("loihi2")
+    for profile in (loihi1, loihi2):
+        assert profile.tolerances.accuracy_delta == 0.01
+        assert profile.tolerances.total_spikes_relative == 0.03
+        assert profile.tolerances.layer_spikes_relative == 0.10
+        assert profile.energy.synaptic_operation_pj.value == 23.6  # Davies 2018, table 2
+        assert profile.arithmetic.threshold_bits.value == 17
+    assert loihi1.arithmetic.message_bits is None
+    assert loihi2.arithmetic.message_bits.value == 8
+    assert loihi2.energy.extrapolated_from == "loihi1"
+    assert loihi1.limits.neurons_per_core.value == 1024
+    reference = load_profile("reference")
+    assert reference.arithmetic is None and reference.energy is None
+    assert reference.tolerances.accuracy_delta == 0
+
+
+def test_an_unknown_profile_names_the_nearest():
+    with pytest.raises(RecipeError, match="did you mean 'loihi2'"):
+        load_profile("lohi2")
+    with pytest.raises(RecipeError, match="truenorth"):
+        load_profile("truenorth")
+
+
+def test_a_file_of_the_user_wins_over_a_packaged_name(tmp_path, monkeypatch):
+    text = asset("hardware_profiles", "loihi2.toml").read_text(encoding="utf-8")
+    (tmp_path / "loihi2").write_text(text.replace('name = "loihi2"', 'name = "mine"'))
+    monkeypatch.chdir(tmp_path)
+    assert load_profile("loihi2").name == "mine"
+    assert load_profile(tmp_path / "loihi2").name == "mine"
+
+
+def changed(*path_and_value):
+    *path, last, value = path_and_value
+    content = document("loihi2")
+    table = content
+    for key in path:
+        table = table[key]
+    table[last] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (changed("limits", "neurons", {}), "neurons_per_core"),  # the nearest valid key
+        (changed("energy", "spike_within_tile_pj", 1.7), "spike_within_tile_pj"),
+        (changed("arithmetic", "weight_bits", "source", ""), "source"),
+        (changed("arithmetic", "weight_bits", "value", -1), "value"),
+        (changed("arithmetic", "weight_bits", "confidence", "sure"), "confidence"),
+        (changed("tolerances", "accuracy_delta", 2.0), "accuracy_delta"),
+        (changed("tolerances", "accuracy_delta", float("nan")), "accuracy_delta"),
+        (changed("identity", "family", "truenorth"), "family"),
+        (changed("identity", "family", "reference"), "arithmetic"),
+        ({k: v for k, v in document("loihi2").items() if k != "arithmetic"}, "arithmetic"),
+        ({k: v for k, v in document("loihi2").items() if k != "operators"}, "operators"),
+        (changed("schema", 2), "schema"),
+    ],
+)
+def test_wrong_profiles_are_refused_by_key(content, named):
+    with pytest.raises(RecipeError, match=named):
+        parse_profile(content, "mine.toml")
+
+
+@pytest.mark.parametrize("text", ["", "x", "[identity", "\xff"])
+def test_files_that_are_no_profiles(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(RecipeError, match=r"mine\.toml"):
+        load_profile(path)
