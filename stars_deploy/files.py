@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,17 @@ from numpy.typing import NDArray
 from stars_deploy.errors import InputError
 
 Array = NDArray[Any]
+
+# What zipfile, zlib and NumPy raise for a damaged npz.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    ValueError,
+    EOFError,
+    OSError,
+    KeyError,
+    NotImplementedError,
+)
 
 
 @contextlib.contextmanager
@@ -108,7 +120,7 @@ def read_npz(
             return {key: archive[key] for key in archive.files}
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError) as problem:
+    except _DAMAGE as problem:
         raise error(f"{path}: not a readable npz file ({problem})") from None
 
 

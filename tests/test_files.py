@@ -1,0 +1,85 @@
+"""Files are replaced as a whole or not at all, and damage is an error, not a traceback."""
+
+import numpy as np
+import pytest
+
+from stars_deploy.errors import DataError
+from stars_deploy.files import (
+    atomic_directory,
+    atomic_path,
+    read_json,
+    read_npz,
+    write_json,
+    write_npz,
+)
+
+ARRAYS = {"a": np.arange(300, dtype=np.int32), "b": np.ones((3, 4), np.float32)}
+
+
+def test_npz_round_trip_and_equal_bytes(tmp_path):
+    write_npz(tmp_path / "x.npz", ARRAYS)
+    write_npz(tmp_path / "y.npz", dict(reversed(ARRAYS.items())))
+    assert (tmp_path / "x.npz").read_bytes() == (tmp_path / "y.npz").read_bytes()
+    found = read_npz(tmp_path / "x.npz")
+    assert all(np.array_equal(found[key], value) for key, value in ARRAYS.items())
+
+
+def test_every_flipped_byte_of_an_npz_is_read_or_refused(tmp_path):
+    write_npz(tmp_path / "x.npz", ARRAYS)
+    content = (tmp_path / "x.npz").read_bytes()
+    refused = 0
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 0xFF
+        (tmp_path / "x.npz").write_bytes(damaged)
+        try:
+            read_npz(tmp_path / "x.npz", DataError)
+        except DataError as error:
+            refused += 1
+            assert "x.npz" in str(error)
+    assert refused > len(content) / 2
+
+
+def test_npz_bomb_is_refused(tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(1 << 20))
+    with pytest.raises(DataError, match="limit"):
+        read_npz(tmp_path / "x.npz", DataError, limit_bytes=1 << 20)
+
+
+def test_pickled_npz_is_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", a=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(DataError):
+        read_npz(tmp_path / "x.npz", DataError)
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError):
+        write_json(path, {"a": float("nan")})
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_failed_directory_leaves_the_old_one(tmp_path):
+    path = tmp_path / "d"
+    path.mkdir()
+    (path / "old").write_text("old")
+    with pytest.raises(RuntimeError), atomic_directory(path) as temporary:
+        (temporary / "new").write_text("new")
+        raise RuntimeError
+    assert [p.name for p in path.iterdir()] == ["old"]
+    with atomic_directory(path) as temporary:
+        (temporary / "new").write_text("new")
+    assert [p.name for p in path.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a": \x00}'])
+def test_damaged_json_is_refused(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DataError, match=r"x\.json"):
+        read_json(tmp_path / "x.json", DataError)
