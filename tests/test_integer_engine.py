@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from stars_deploy.errors import DataError, EngineError
 from stars_deploy.simulate.integer import IntegerEngine, build_engine
+from stars_deploy.simulate.integer_bounds import reach
 from stars_deploy.simulate.integer_layer import Rule, unfolded_convolution, weighted_sums
 from stars_deploy.simulate.integer_network import parse_network
 
@@ -169,6 +170,31 @@ def test_overflow_raises_or_is_emulated(changes, message, what):
     *_, overflows = slow_loihi.trace(document, arrays, image(message))
     assert any(overflows["lif1"])
     same(document, arrays, image(message), overflow="emulate")
+
+
+def test_worst_case_of_one_neuron_by_hand():
+    # a in [3 * -128, 3 * 127]; B = 20 << 6; tau = 2, T = 3; what spikes starts again from 0.
+    document, arrays = one_neuron(3, 50, T=3, bias=20)
+    network = parse_network(document, arrays)
+    limits = reach(network, network.populations[0])
+    assert limits.activation == 384
+    lowest = 64 * (-384 + 20) * (1 + 1 / 2 + 1 / 4)
+    assert limits.state == -lowest  # more than 64 * (381 + 20 + 50 / 2)
+    document, arrays = one_neuron(3, 50, T=3, bias=200)
+    network = parse_network(document, arrays)
+    assert reach(network, network.populations[0]).state == 64 * (381 + 200 + 50 / 2)
+
+
+def test_no_potential_is_beyond_its_worst_case():
+    for seed in range(20):
+        document, arrays = networks.random_integer_network(seed)
+        images = networks.random_images(document, seed)
+        _, potentials, _ = slow_loihi.run(document, arrays, images)
+        network = parse_network(document, arrays)
+        for population in network.populations:
+            limits = reach(network, population)
+            if limits.state < 1 << 23:
+                assert np.abs(potentials[population.name]).max() <= limits.state
 
 
 def test_in_range_networks_do_not_raise_where_only_the_bound_is_exceeded():

@@ -171,7 +171,9 @@ def test_every_layer_given_the_same_inputs_equals_the_float_engine(options):
         np.testing.assert_allclose(recording.logits, reference.logits, atol=2e-6)
 
 
-@pytest.mark.parametrize(("tau", "dv"), [(1.0, 4096), (4 / 3, 3072), (2.0, 2048), (2.7, 1517)])
+@pytest.mark.parametrize(
+    ("tau", "dv"), [(1.0, 4096), (4 / 3, 3072), (2.0, 2048), (2.7, 1517), (1500, 3)]
+)
 def test_decay_is_the_nearest_4096th_and_the_gain_follows_it(tau, dv):
     graph = convolution_graph(np.random.default_rng(0), 2, tau=tau)
     network = lower(graph, LOIHI2)

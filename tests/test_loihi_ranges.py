@@ -135,6 +135,13 @@ def test_no_other_whole_threshold_is_much_better():
         assert mine <= 1.1 * min(errors)
 
 
+def test_biases_are_rounded_to_the_nearest_unit():
+    rng = np.random.default_rng(0)
+    bias = rng.normal(0, 0.5, 40)
+    found = quantise(target(rng.normal(0, 0.3, (40, 9)), bias), RANGES)
+    assert np.abs(found.bias / found.scale - bias).max() <= 0.5 / found.scale * (1 + 1e-9)
+
+
 def test_dyadic_weights_take_the_largest_power_of_two():
     found = quantise(target([[1.5, -0.25]], bias=[0.5]), RANGES)
     assert found.exact and found.error == 0
