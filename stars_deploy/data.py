@@ -45,6 +45,12 @@ def load_data(spec: str | Path, data: Data, split: Split = "test") -> tuple[Imag
     return _checked(images, labels, data, origin)
 
 
+def data_label(spec: str, data: Data) -> str:
+    """Return how results name what `load_data` opens: by name, not by a path of one machine."""
+    path = Path(spec).expanduser()
+    return f"{data.name} ({path.name})" if spec != EVALUATION and path.exists() else spec
+
+
 def _open(spec: str, data: Data, split: Split) -> tuple[NDArray[Any], NDArray[Any], str]:
     path = Path(spec).expanduser()
     if spec == EVALUATION:

@@ -10,12 +10,11 @@ from typing import Any, TypeVar
 
 from stars_deploy.config.recipe import find_recipe, load_recipe
 from stars_deploy.console import Progress, no_progress, say
-from stars_deploy.data import EVALUATION, load_data
-from stars_deploy.networks.device import resolve
+from stars_deploy.data import EVALUATION
 from stars_deploy.networks.weights import load_teacher
 from stars_deploy.simulate.lava_environment import environment_status
 from stars_deploy.workflow.distill import distill
-from stars_deploy.workflow.evaluate import accuracy, evaluate
+from stars_deploy.workflow.evaluate import evaluate
 from stars_deploy.workflow.export import TARGETS, export
 from stars_deploy.workflow.validate import validate
 
@@ -43,7 +42,7 @@ def run_demo(out: Path, seed: int, progress: Progress = no_progress) -> Json:
     run, bundle = out / "run", out / "bundle"
     clock = _Clock()
     clock.time("distil", lambda: _distil(run, seed, progress))
-    training = clock.time("evaluate", lambda: evaluate(run, EVALUATION, "cpu", progress))
+    training = clock.time("evaluate", lambda: _evaluate(run, progress))
     clock.time("export", lambda: export(run, TARGETS, PROFILE, GOLDEN, "raw", bundle))
     validations = []
     for engine, data in _judges():
@@ -54,7 +53,7 @@ def run_demo(out: Path, seed: int, progress: Progress = no_progress) -> Json:
     return {
         "n": training["n"],
         "accuracy": {
-            "ANN teacher": _teacher_accuracy(),
+            "ANN teacher": training["teacher_accuracy"],
             "spiking student (training)": training["accuracy"],
             "float graph": judged["reference"],
             f"{PROFILE} integers": judged["target"],
@@ -73,6 +72,11 @@ def _distil(run: Path, seed: int, progress: Progress) -> Json:
     return distill(recipe, run, origin=find_recipe(MODEL), resume=begun, progress=progress)
 
 
+def _evaluate(run: Path, progress: Progress) -> Json:
+    teacher = load_teacher(load_recipe(MODEL), origin=find_recipe(MODEL))
+    return evaluate(run, EVALUATION, "cpu", progress, teacher)
+
+
 def _judges() -> list[tuple[str, str | None]]:
     """Return engines and the data they judge, the integer engine last: its report stays."""
     lava = environment_status()
@@ -84,13 +88,6 @@ def _judges() -> list[tuple[str, str | None]]:
 
 def _judge(bundle: Path, engine: str, data: str | None, progress: Progress) -> Json:
     return validate(bundle, PROFILE, engine, data, None, LAVA_TIMEOUT_S, "cpu", progress)
-
-
-def _teacher_accuracy() -> float:
-    recipe = load_recipe(MODEL)
-    teacher = load_teacher(recipe, origin=find_recipe(MODEL))
-    images, labels = load_data(EVALUATION, recipe.data)
-    return accuracy(teacher, images, labels, recipe.data, resolve("cpu"))
 
 
 class _Clock:

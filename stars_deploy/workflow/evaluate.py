@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stars_deploy.config.recipe import Data, load_recipe
 from stars_deploy.console import Progress, no_progress
-from stars_deploy.data import Images, Labels, load_data
+from stars_deploy.data import Images, Labels, data_label, load_data
 from stars_deploy.errors import InputError
 from stars_deploy.files import sha256, write_json
 from stars_deploy.networks.base import Network
@@ -28,12 +28,17 @@ BATCH = 250  # images at a time; bounds memory, does not change any result
 
 
 def evaluate(
-    run: Path, data: str, device: str = "auto", progress: Progress = no_progress
+    run: Path,
+    data: str,
+    device: str = "auto",
+    progress: Progress = no_progress,
+    teacher: Network | None = None,
 ) -> dict[str, Any]:
     """Measure the student of RUN on labelled test images and write RUN/training.json.
 
     Returns what the file holds: accuracy, accuracy_by_t (of the mean logits of the first t steps),
-    and spikes per node, summed over images, steps and neurons.
+    and spikes per node, summed over images, steps and neurons; teacher_accuracy if a teacher is
+    given.
 
     Raises:
         InputError: RUN is not the folder of a finished run. WeightsError, DataError.
@@ -51,7 +56,7 @@ def evaluate(
         "device": place.type,
         "hardware": hardware(place),
         "kind": "measured",
-        "data": _data_name(data, recipe.data),
+        "data": data_label(data, recipe.data),
         "n": n,
         "accuracy": counts.correct[-1] / n,
         "accuracy_by_t": [hits / n for hits in counts.correct],
@@ -61,14 +66,10 @@ def evaluate(
         "student_sha256": sha256(run / "student.safetensors"),
         "versions": versions(),
     }
+    if teacher is not None:
+        result["teacher_accuracy"] = accuracy(teacher, images, labels, recipe.data, place)
     write_json(run / "training.json", result)
     return result
-
-
-def _data_name(spec: str, data: Data) -> str:
-    # A path of the user's machine says nothing to a reader of the bundle.
-    path = Path(spec)
-    return f"{data.name} ({path.name})" if path.exists() else spec
 
 
 @dataclass(frozen=True)

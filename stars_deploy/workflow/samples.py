@@ -11,7 +11,7 @@ import numpy as np
 
 from stars_deploy.assets import asset
 from stars_deploy.config.recipe import Data, load_recipe
-from stars_deploy.data import EVALUATION, Images, Labels, load_data
+from stars_deploy.data import EVALUATION, Images, Labels, data_label, load_data
 from stars_deploy.errors import DataError, GraphError, InputError
 from stars_deploy.graph.geometry import input_shape, output_shapes
 from stars_deploy.graph.metadata import metadata_of
@@ -70,12 +70,6 @@ def golden_part(golden: Golden, limit: int | None) -> Samples:
             "give more with --data"
         )
     return Samples(golden.images, golden.labels, f"golden ({golden.source})").first(limit)
-
-
-def data_label(spec: str, data: Data) -> str:
-    """Return how results name a data set: its name, or the data's and the file's, not a path."""
-    path = Path(spec)
-    return f"{data.name} ({path.name})" if path.exists() else spec
 
 
 def golden_samples(graph: nir.NIRGraph, count: int, run: Path | None) -> Samples:
