@@ -1,6 +1,7 @@
 """The batched integer engine against the slow model, and against numbers computed by hand."""
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -211,6 +212,15 @@ def test_a_read_out_that_would_spike_raises():
         spikes_of(document, arrays, 100)
 
 
+def test_a_read_out_of_the_image_itself_sums_it_over_all_steps():
+    document, arrays = one_neuron(3, 50, T=5)
+    document["populations"] = [document["populations"][1] | {"depth": 1}]
+    document["connections"] = [document["connections"][0] | {"target": "out"}]
+    engine = build_engine(document, arrays)
+    assert engine.nodes == []
+    assert engine.run(image(10)).logits.item() == 30.0  # 3 * 10, mean over T
+
+
 def test_statistics_are_the_sums_of_the_recording():
     for seed in range(6):
         document, arrays = networks.random_integer_network(seed)
@@ -233,7 +243,11 @@ def test_chunks_and_threads_change_nothing():
     try:
         torch.set_num_threads(3)
         parts = IntegerEngine(network, chunk=2).run(images)
-        assert torch.get_num_threads() == 3
+        seen = []
+        thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert [torch.get_num_threads(), *seen] == [3, 3]
     finally:
         torch.set_num_threads(before)
     np.testing.assert_array_equal(whole.logits, parts.logits)

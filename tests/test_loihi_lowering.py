@@ -175,7 +175,10 @@ def test_every_layer_given_the_same_inputs_equals_the_float_engine(options):
     ("tau", "dv"), [(1.0, 4096), (4 / 3, 3072), (2.0, 2048), (2.7, 1517), (1500, 3)]
 )
 def test_decay_is_the_nearest_4096th_and_the_gain_follows_it(tau, dv):
-    graph = convolution_graph(np.random.default_rng(0), 2, tau=tau)
+    # A threshold in proportion to the gain keeps the integers large enough to tell gains apart.
+    graph = convolution_graph(
+        np.random.default_rng(0), 2, neuron=lambda shape: lif(shape, tau, threshold=2 / tau)
+    )
     network = lower(graph, LOIHI2)
     population = network.document["populations"][0]
     assert population["dv"] == dv
