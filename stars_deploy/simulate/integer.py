@@ -32,16 +32,16 @@ from stars_deploy.simulate.integer_network import (
     parse_network,
     read_network,
 )
-from stars_deploy.simulate.integer_neurons import Answer, advance
+from stars_deploy.simulate.integer_neurons import Activity, Readout, advance
 from stars_deploy.simulate.recording import EngineInfo, Recording, Spikes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Array = NDArray[Any]
-CHUNK_VALUES = 1 << 19  # neuron-steps of the widest population that are worked on together
+CHUNK_VALUES = 1 << 20  # neuron-steps of the widest population that are worked on together
 Result = TypeVar("Result")
-Read = Callable[[Population, Answer], Result]
+Read = Callable[[Population, Activity | Readout], Result]
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ class IntegerEngine:
         With `feed`, every population listens to feed[node] instead of to what was computed.
         """
 
-        def read(population: Population, answer: Answer) -> tuple[Array, Array | None]:
-            if not population.spiking or answer.spikes is None:
+        def read(population: Population, answer: Activity | Readout) -> tuple[Array, Array | None]:
+            if isinstance(answer, Readout):
                 return self._logits(answer), None
             distance = None
             if answer.voltages is not None:
@@ -128,8 +128,8 @@ class IntegerEngine:
         """Compute logits and spike counts only; nothing is kept per step or neuron."""
         import torch
 
-        def read(population: Population, answer: Answer) -> Array:
-            if not population.spiking or answer.spikes is None:
+        def read(population: Population, answer: Activity | Readout) -> Array:
+            if isinstance(answer, Readout):
                 return self._logits(answer)
             steps, _, *shape = answer.spikes.shape
             kind = torch.float32 if steps * math.prod(shape) < 1 << 24 else torch.float64
@@ -170,7 +170,7 @@ class IntegerEngine:
                 population = layer.population
                 answer = advance(layer, weighted_sums(layer, messages), self.network.T, keep)
                 results[population.name] = read(population, answer)
-                if answer.spikes is not None:
+                if isinstance(answer, Activity):
                     messages[population.name] = answer.spikes
                 if population.node is not None and population.node in feed:
                     messages[population.name] = self._fed(feed[population.node])
@@ -189,9 +189,10 @@ class IntegerEngine:
         values = np.stack([table[c][images[:, c]] for c in range(images.shape[1])], axis=1)
         return torch.from_numpy(values).to(self.device)[None]
 
-    def _logits(self, answer: Answer) -> Array:
-        last = _numpy(answer.last.double()).reshape(len(answer.last), -1)
-        return (last / self.network.divisor).astype(np.float32)
+    def _logits(self, answer: Readout) -> Array:
+        """Return v(T) / divisor [N, K]."""
+        voltage = _numpy(answer.voltage.double()).reshape(len(answer.voltage), -1)
+        return (voltage / self.network.divisor).astype(np.float32)
 
     def _check(self, images: NDArray[np.uint8], feed: Spikes | None) -> None:
         shape = self.network.input_shape

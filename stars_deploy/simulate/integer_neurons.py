@@ -14,19 +14,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Negated spikes (0 or -1) and, if asked, voltages before reset [T, B, ...].
+class Activity:
+    """Negated spikes (0 or -1) [T, B, ...] and, if asked for, voltages before reset alike."""
 
-    `last` is the voltage before reset of the last step [B, ...]; voltages are in state units.
-    `spikes` is None for a read-out that was only summed.
-    """
-
-    spikes: Tensor | None
-    voltages: Tensor | None
-    last: Tensor
+    spikes: Tensor
+    voltages: Tensor | None  # state units
 
 
-def advance(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Answer:
+@dataclass(frozen=True)
+class Readout:
+    """Voltage of a read-out after the last step [B, ...], in state units."""
+
+    voltage: Tensor
+
+
+def advance(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Activity | Readout:
     """Integrate what `weighted_sums` returned over T steps from rest."""
     if layer.rule is Rule.SUMMED:
         return _summed(layer, sums, steps)
@@ -35,15 +37,15 @@ def advance(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Answer:
     return _stepwise(layer, sums, steps, keep)
 
 
-def _summed(layer: Layer, sums: Tensor, steps: int) -> Answer:
+def _summed(layer: Layer, sums: Tensor, steps: int) -> Readout:
     """v(T) = sum of a << 6 over T, plus T B; it is proved to stay below the threshold."""
     last = -sums[0]
     if layer.offset is not None:
         last = last.add_(layer.offset, alpha=steps)
-    return Answer(None, None, last)
+    return Readout(last)
 
 
-def _shifted(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Answer:
+def _shifted(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Activity | Readout:
     """Update z = theta - v, theta = vth << 6, in three passes over memory per step.
 
     With k = 1 - dv/4096 and A = theta - k theta - B - (a << 6), which `sums` holds:
@@ -65,7 +67,7 @@ def _shifted(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Answer:
             torch.sub(threshold, z, out=voltages[t])
         if t + 1 < steps:
             z = torch.threshold_(z, -0.5, threshold)
-    return Answer(spikes, voltages, threshold - z)
+    return Activity(spikes, voltages) if layer.population.spiking else Readout(threshold - z)
 
 
 def _like(sums: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
@@ -82,7 +84,7 @@ def _like(sums: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     return flat.view(steps, count, *shape)
 
 
-def _stepwise(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Answer:
+def _stepwise(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Activity | Readout:
     import torch
 
     threshold = float(layer.population.vth << 6)
@@ -103,7 +105,7 @@ def _stepwise(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Answer:
         if voltages is not None:
             voltages[t] = reached
         voltage = reached.masked_fill(fired, 0)
-    return Answer(spikes, voltages, reached)
+    return Activity(spikes, voltages) if layer.population.spiking else Readout(reached)
 
 
 def _current(layer: Layer, u: Tensor, activation: Tensor) -> Tensor:
