@@ -221,6 +221,14 @@ def test_t_that_is_no_power_of_two_is_a_warning(steps, warned):
     assert ("reset_interval" in codes) == warned
 
 
+def test_every_population_says_which_integers_it_got():
+    graph = small()
+    found = [f for f in check(graph, LOIHI2) if f.code == "integers"]
+    populations = [e["name"] for e in lower(graph, LOIHI2).document["populations"]]
+    assert [f.node for f in found] == populations
+    assert all(0 < f.value < f.limit == 131072 for f in found)
+
+
 def test_errors_come_first():
     found = check(field("lif1", "v_reset", 1.0)(small(steps=(3, 3))), LOIHI2)
     order = ["error", "warning", "info"]

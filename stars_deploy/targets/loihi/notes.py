@@ -64,7 +64,7 @@ def scale_notes(
     """Say what the integers of a population cost, or why there are none."""
     if result is None:
         return [_refusal(stage, target, ranges)]
-    found = []
+    found = [_summary(stage, target, result, ranges)]
     if result.error > COARSE:
         found.append(
             Finding(
@@ -92,6 +92,22 @@ def scale_notes(
             )
         )
     return found
+
+
+def _summary(stage: Stage, target: Target, result: Quantised, ranges: Ranges) -> Finding:
+    """Say which integers were chosen and how much of the accumulator they can use."""
+    worst = max(result.peaks.activation, result.peaks.highest, -result.peaks.lowest)
+    threshold = "" if target.threshold is None else f"threshold {result.threshold}, "
+    exact = "exact" if result.exact else f"weights rounded by {result.error:.2%}"
+    return Finding(
+        code="integers",
+        severity="info",
+        node=stage.name,
+        message=f"{threshold}{exact}, worst case {worst:.0f} of {ranges.state:.0f} units, scale "
+        f"limited by the range of {_RANGES[result.limited_by]}",
+        value=worst,
+        limit=ranges.state,
+    )
 
 
 _RANGES = {
