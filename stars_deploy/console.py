@@ -27,6 +27,7 @@ class Settings:
 
 
 settings = Settings()
+PIPED_WIDTH = 132  # of tables in a file or a log, which have no width of their own
 
 
 def no_progress(description: str, completed: int, total: int) -> None:
@@ -64,6 +65,8 @@ def show(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> N
         table.add_row(*(escape(_cell(value)) for value in row))
     console = stderr()
     console.soft_wrap = False
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
     console.print(table)
 
 

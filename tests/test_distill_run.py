@@ -83,8 +83,12 @@ def test_the_plan_counts_what_a_run_does(model, reference):
     assert state is not None and state["done"] == sum(totals(recipe).values())
     assert planned["student_updates"] == totals(recipe)["kd"] == 18
     assert planned["synthesis_steps"] == 5 * 5
-    # per loop the selected iterate and numbers 1 and 3 of 0..4
-    assert planned["synthetic_images"] == 6 + 5 * 3 * 10
+    # Every loop gives its selected iterate; the second of the warm-up, the only one that is not
+    # the first of a generator's life, also its iterates 1 and 3.
+    assert planned["synthetic_images"] == 6 + (5 + 2) * 10
+    session = Session(recipe, load_teacher(recipe, origin=model))
+    session.load_state_dict(state["session"])
+    assert len(session.pool) == 60  # the newest of the 76
     order = [step.phase for step in steps(recipe)]
     assert order.index("pixels") < order.index("synthesis") < order.index("calibration")
     assert order.index("calibration") < order.index("kd")

@@ -100,8 +100,10 @@ class Nayer(_Section):
     latent_noise: NotNegative = 0.0  # std of noise added to the label embedding (NAYER: none)
     bn_momentum: float = Field(default=0.9, ge=0, lt=1)
     select: Literal["best_per_loop", "last"] = "best_per_loop"
-    harvest_every: int = Field(default=0, ge=0)  # also pool every n-th iterate; 0 = selected only
-    harvest_from: int = Field(default=30, ge=0)  # first iterate of a loop that may be pooled
+    # Also pool every n-th iterate of a loop, from a certain one on; 0: the selected one only.
+    # The first loop of a new generator is left out.
+    harvest_every: int = Field(default=0, ge=0)
+    harvest_from: int = Field(default=30, ge=0)
 
 
 class Pixels(_Section):
@@ -158,7 +160,8 @@ class WarmStart(_Section):
     """Data-free start of a twin: teacher weights, and per channel an affine fitted to the LIF."""
 
     enabled: bool = False
-    calibration_images: Positive = 512  # synthetic ones, from the pool
+    calibration_images: int = Field(default=512, ge=0)  # from the pool; 0: no calibration
+    ridge: NotNegative = 0.1  # pull of refitted weights to the teacher's; 0: keep the teacher's
 
 
 class Kd(_Section):

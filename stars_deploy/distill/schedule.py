@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from stars_deploy.config.recipe import Recipe
-from stars_deploy.distill.synthesis.nayer import loops
+from stars_deploy.distill.synthesis.nayer import loops, new_generator_due
 
 Phase = Literal["pixels", "synthesis", "calibration", "kd"]
 
@@ -55,13 +55,14 @@ def totals(recipe: Recipe) -> dict[str, int]:
 
 def synthetic_images(recipe: Recipe) -> int:
     """Return how many images a run makes in all (the pool may hold fewer)."""
-    nayer, epochs = recipe.synthesis.nayer, range(recipe.run.epochs)
-    batches = sum(loops(nayer, epoch, recipe.run.warmup) for epoch in epochs)
-    harvested = 0
+    nayer, warmup = recipe.synthesis.nayer, recipe.run.warmup
+    epochs = range(recipe.run.epochs)
+    batches = sum(loops(nayer, epoch, warmup) for epoch in epochs)
     if nayer.harvest_every:
-        harvested = len(range(nayer.harvest_from, nayer.g_steps - 1, nayer.harvest_every))
-    made = batches * (1 + harvested) * recipe.synthesis.batch_size
-    return made + recipe.synthesis.pixels.images
+        per_loop = len(range(nayer.harvest_from, nayer.g_steps - 1, nayer.harvest_every))
+        lives = sum(new_generator_due(nayer, epoch, warmup) for epoch in epochs)
+        batches += (batches - lives) * per_loop
+    return batches * recipe.synthesis.batch_size + recipe.synthesis.pixels.images
 
 
 def estimate(recipe: Recipe) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from stars_deploy.config.recipe import Neuron, Recipe
 from stars_deploy.distill.randomness import make_rng
 from stars_deploy.distill.rate_fit import ChannelFit, fit_gaussian, fit_samples
+from stars_deploy.distill.weight_refit import refit_conv, refit_linear
 from stars_deploy.errors import InputError
-from stars_deploy.networks.base import Network
+from stars_deploy.networks.base import Network, Taps
 from stars_deploy.networks.cnn import Cnn, ConvBlock
 from stars_deploy.networks.images import to_input
 
@@ -80,37 +81,50 @@ def analytic_start(pair: Twins) -> list[Tensor]:
 def calibrate(pair: Twins, images: Tensor, recipe: Recipe) -> tuple[list[Tensor], list[float]]:
     """Refit the student layer by layer on uint8 images `[N, C, H, W]`, without gradients.
 
-    In the order of the layers: re-estimate the BatchNorm statistics over time and batch, map the
-    student's current to the teacher's pre-activation, refit p, q, g against the teacher's ReLU with
-    the spikes that really arrive, and at last correct the bias of the linear layer.
+    In the order of the layers, with the spikes that really arrive: correct the weights towards the
+    teacher's output (`warm_start.ridge`), re-estimate the BatchNorm statistics over time and batch,
+    map the current to the teacher's pre-activation, refit p, q, g against the teacher's ReLU. At
+    last correct the weights and the bias of the linear layer.
 
     Returns the gains g per block, and the relative error left per block.
     """
-    device = pair.teacher.fc.weight.device
-    x = to_input(images, recipe.data, device)
+    ridge = recipe.warm_start.ridge
+    x = source_x = to_input(images, recipe.data, pair.teacher.fc.weight.device)
     pair.teacher.eval()
     pair.student.eval()
     goal = pair.teacher.taps(x)
     rng = make_rng(recipe.run.seed, "calibration")
     gains, errors = [], []
     for index, (source, block) in enumerate(pair.blocks):
+        if ridge > 0 and index > 0:  # the first layer sees the image itself
+            refit_conv(block.conv, _rate(x, pair.T), source.conv(source_x), ridge)
         raw = block.conv(x).unflatten(0, (1 if index == 0 else pair.T, -1))
-        mean, std = _renormalise(block.bn, raw)
-        z = goal.pre_activations[index]
-        weight, bias = torch.std_mean(z, dim=(0, 2, 3), correction=0)
-        weight = weight * source.bn.weight.sign()
-        places = torch.randperm(z.numel() // z.shape[1], generator=rng)[:SAMPLES].to(device)
-        current = (_columns(raw, places) - mean) / std * weight + bias
-        relu = _columns(goal.activations[index][None], places)[0]
-        start = fit_gaussian(bias, weight.abs(), pair.neuron, pair.T)
-        fit = fit_samples(current, relu, start, pair.neuron, pair.T)
-        _fold(pair, index, weight, bias, fit)
+        fit = _refit_block(pair, index, raw, goal, rng)
         gains.append(fit.gain)
         errors.append(float(fit.error.mean()))
-        x = pair.student.activations[index](block.bn(raw.flatten(0, 1)).unflatten(0, raw.shape[:2]))
-        x = x.flatten(0, 1)
-    _correct_bias(pair, x, goal.logits)
+        current = block.bn(raw.flatten(0, 1)).unflatten(0, raw.shape[:2])
+        x = pair.student.activations[index](current).flatten(0, 1)
+        source_x = goal.activations[index]
+    _refit_readout(pair, _rate(x, pair.T).mean((2, 3)), goal.logits, ridge)
     return gains, errors
+
+
+def _refit_block(
+    pair: Twins, index: int, raw: Tensor, goal: Taps, rng: torch.Generator
+) -> ChannelFit:
+    """Fit BatchNorm, p, q and g of one block to its convolution's output `[T, B, C, H, W]`."""
+    source, block = pair.blocks[index]
+    mean, std = _renormalise(block.bn, raw)
+    z = goal.pre_activations[index]
+    weight, bias = torch.std_mean(z, dim=(0, 2, 3), correction=0)
+    weight = weight * source.bn.weight.sign()
+    places = torch.randperm(z.numel() // z.shape[1], generator=rng)[:SAMPLES].to(raw.device)
+    current = (_columns(raw, places) - mean) / std * weight + bias
+    relu = _columns(goal.activations[index][None], places)[0]
+    start = fit_gaussian(bias, weight.abs(), pair.neuron, pair.T)
+    fit = fit_samples(current, relu, start, pair.neuron, pair.T)
+    _fold(pair, index, weight, bias, fit)
+    return fit
 
 
 def _fold(pair: Twins, index: int, weight: Tensor, bias: Tensor, fit: ChannelFit) -> None:
@@ -135,6 +149,12 @@ def _columns(features: Tensor, places: Tensor) -> Tensor:
     return features.permute(0, 1, 3, 4, 2).reshape(steps, -1, channels)[:, places]
 
 
-def _correct_bias(pair: Twins, spikes: Tensor, goal: Tensor) -> None:
-    steps = pair.student.fc(spikes.mean((2, 3))).unflatten(0, (pair.T, -1))
-    pair.student.fc.bias.add_((goal - steps.mean(0)).mean(0))
+def _rate(spikes: Tensor, T: int) -> Tensor:
+    """Return the mean over time of `[T*B, C, H, W]`, `[B, C, H, W]`."""
+    return spikes.view(T, -1, *spikes.shape[1:]).mean(0)
+
+
+def _refit_readout(pair: Twins, features: Tensor, goal: Tensor, ridge: float) -> None:
+    if ridge > 0:
+        refit_linear(pair.student.fc, features, goal, ridge)
+    pair.student.fc.bias.add_((goal - pair.student.fc(features)).mean(0))

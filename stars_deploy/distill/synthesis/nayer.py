@@ -54,6 +54,7 @@ class Nayer:
         self._average: list[Moments] | None = None
         self._best: Tensor | None = None
         self._best_cost = math.inf
+        # Step 0 makes both anew; until then they are there to be overwritten by a checkpoint.
         self._begin_life()
         self._begin_loop()
 
@@ -78,7 +79,7 @@ class Nayer:
         self._optimizer.zero_grad(set_to_none=True)
         verdict.total.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        self._remember(images.detach(), loss)
+        self._remember(images.detach(), loss, iterate)
         if last and self._config.bn_momentum > 0:
             self._average = update_average(self._average, verdict.moments, self._config.bn_momentum)
         return SynthesisStep(loss, metrics, *self._harvest(images.detach(), iterate, last))
@@ -90,17 +91,23 @@ class Nayer:
             codes = codes + self._config.latent_noise * noise
         return codes.to(self._judge.device)
 
-    def _remember(self, images: Tensor, cost: float) -> None:
+    def _remember(self, images: Tensor, cost: float, iterate: int) -> None:
         if self._config.select == "last" or cost < self._best_cost:
-            self._best_cost, self._best = cost, images
+            self._best_cost, self._best, self._best_iterate = cost, images, iterate
 
     def _harvest(self, images: Tensor, iterate: int, last: bool) -> tuple[Tensor | None, ...]:
+        """Return what the pool gets after an iterate: the selected one at the end of a loop."""
         if last:
-            return self._best, self._labels
+            # If the pool has the best one already, the last one is news.
+            return images if self._harvested(self._best_iterate) else self._best, self._labels
+        return (images, self._labels) if self._harvested(iterate) else (None, None)
+
+    def _harvested(self, iterate: int) -> bool:
         every, first = self._config.harvest_every, self._config.harvest_from
-        if every and iterate >= first and (iterate - first) % every == 0:
-            return images, self._labels
-        return None, None
+        last = self._config.g_steps - 1
+        # In the first loop of its life the generator still makes noise.
+        due = every > 0 and first <= iterate < last and (iterate - first) % every == 0
+        return due and self._loops_of_life > 1
 
     def _begin_life(self) -> None:
         with module_init(self._rng):
@@ -112,6 +119,7 @@ class Nayer:
                 self._config.le_emb,
                 self._config.ngf,
             ).to(self._judge.device)
+        self._loops_of_life = 0
         self._new_optimizer()
 
     def _begin_loop(self) -> None:
@@ -119,7 +127,9 @@ class Nayer:
         self._labels = balanced_labels(self._synthesis.batch_size, self._classes, self._rng).to(
             self._judge.device
         )
+        self._loops_of_life += 1
         self._best_cost = math.inf
+        self._best_iterate = 0
         self._best = None
         self._new_optimizer()
 
@@ -137,6 +147,8 @@ class Nayer:
             "labels": self._labels,
             "best": self._best,
             "best_cost": self._best_cost,
+            "best_iterate": self._best_iterate,
+            "loops_of_life": self._loops_of_life,
             "rng": self._rng.get_state(),
         }
 
@@ -155,4 +167,6 @@ class Nayer:
         self._labels = state["labels"].to(device)
         self._best = None if state["best"] is None else state["best"].to(device)
         self._best_cost = state["best_cost"]
+        self._best_iterate = state["best_iterate"]
+        self._loops_of_life = state["loops_of_life"]
         self._rng.set_state(state["rng"])
