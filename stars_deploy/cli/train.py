@@ -12,7 +12,7 @@ from stars_deploy.cli.base import command, next_step
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DataOption = Annotated[
-    str, typer.Option("--data", help="Data set: a name, a folder of idx files, or an npz.")
+    str, typer.Option("--data", help="Data set: a name, a folder of idx or image files, an npz.")
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -50,7 +50,7 @@ def distill(
     weights: Annotated[
         Path | None, typer.Option(help="The teacher's weights (safetensors).")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="Synthesis method: nayer.")] = None,
+    method: Annotated[str | None, typer.Option(help="Synthesis: deepinversion, cmi or nayer.")] = None,
     stars: Annotated[
         bool | None, typer.Option("--stars/--no-stars", help="RCA and TAR on or off.")
     ] = None,
