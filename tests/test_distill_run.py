@@ -272,6 +272,8 @@ def test_a_new_generator_is_made_every_life(session, monkeypatch):
         if nayer.new_generator_due(config.model_copy(update={"g_life": 10}), e, 20)
     ]
     assert due == [0, 10, 20, 30, 40]
+    kept = config.model_copy(update={"g_life": 0})
+    assert [e for e in range(45) if nayer.new_generator_due(kept, e, 20)] == [0]
     born = []
     begin = nayer.Nayer._begin_life
     monkeypatch.setattr(nayer.Nayer, "_begin_life", lambda self: (born.append(1), begin(self)))

@@ -90,7 +90,7 @@ class Nayer(_Section):
     """NAYER (noisy layer generation): label embeddings through a re-initialised noisy layer."""
 
     g_steps: Positive = 75
-    g_life: Positive = 10  # epochs before a new generator
+    g_life: int = Field(default=10, ge=0)  # epochs before a new generator; 0: one for the whole run
     g_loops: Positive = 4  # batches per epoch
     gwp_loops: Positive = 10  # batches per epoch of the warm-up
     lte: Literal["orthogonal", "random", "onehot"] = "orthogonal"

@@ -31,6 +31,8 @@ def loops(config: NayerConfig, epoch: int, warmup: int) -> int:
 
 def new_generator_due(config: NayerConfig, epoch: int, warmup: int) -> bool:
     """Return whether an epoch starts with a new generator."""
+    if config.g_life == 0:
+        return epoch == 0
     return epoch % config.g_life == 0 or (epoch - warmup) % config.g_life == 0
 
 
