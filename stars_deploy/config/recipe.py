@@ -122,7 +122,7 @@ class Synthesis(_Section):
     """Image synthesis from the teacher."""
 
     method: Literal["nayer"] = "nayer"
-    batch_size: Positive = 400
+    batch_size: int = Field(default=400, ge=2)  # statistics of one image match nothing
     lr: float = Field(default=4e-3, gt=0)
     adv: NotNegative = 1.33
     bn: NotNegative = 20.0

@@ -61,13 +61,13 @@ def distill(
     device = resolve(recipe.run.device)
     teacher = load_teacher(recipe, weights, origin)
     recipe = _with_teacher(recipe, _weights_path(recipe, weights, origin))
+    session = Session(recipe, teacher.to(device))  # refuses a recipe before it claims a folder
     _claim(out, recipe, resume)
     if (out / SUMMARY).is_file():
         say(f"{out}: this run is complete; nothing to resume")
         return dict(read_json(out / SUMMARY))
     state = checkpoint.load(out)
     with _threads(recipe.run.threads if state is None else state["threads"]):
-        session = Session(recipe, teacher.to(device))
         seconds = loop.run(session, out, state, progress)
         save_weights(session.student, out / STUDENT)
         draw_pool(session.pool, recipe.data.classes, out / PICTURE)
