@@ -307,7 +307,7 @@ def test_what_netx_would_change_is_a_warning_and_no_netx_file_is_written(tmp_pat
     from stars_deploy.workflow.export import write_loihi
 
     graph = small()
-    graph.nodes["fc"].weight[:] = -1 / 64
+    graph.nodes["fc"].weight[:] = 0
     found = check(graph, LOIHI2)
     assert exit_code(found) == 0
     assert {item.severity for item in found if item.code == "netx"} == {"warning"}
