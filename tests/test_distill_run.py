@@ -56,7 +56,7 @@ def test_a_run_leaves_the_documented_files(model, reference):
     written = tomllib.loads((reference / "recipe.toml").read_text())
     assert written["kd"]["momentum"] == 0.9  # a default, written out
     summary = json.loads((reference / "summary.json").read_text())
-    assert summary["method"] == "warm start + NAYER + STARS"
+    assert (summary["name"], summary["method"]) == ("tiny", "warm start + NAYER + STARS")
     assert summary["teacher"]["sha256"] == recipe.teacher.sha256
     assert summary["student_updates"] == 18 and summary["pixel_steps"] == 4
     assert {"seed", "device", "threads", "versions", "wall_time_s"} <= set(summary)
