@@ -29,6 +29,8 @@ import platform
 import sys
 import tempfile
 import time
+import zipfile
+import zlib
 from importlib import metadata
 from pathlib import Path
 
@@ -43,6 +45,13 @@ class KitError(Exception):
     """The bundle or the images cannot be run; the message says why."""
 
 
+# What json, zipfile, zlib and NumPy raise for a damaged file.
+DAMAGE = (
+    OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, RuntimeError,
+    MemoryError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
 # ---- files ---------------------------------------------------------------------------------
 
 
@@ -51,12 +60,12 @@ def load_document(bundle):
     folder = Path(bundle) / "loihi"
     try:
         document = json.loads((folder / "network.json").read_text(encoding="utf-8"))
-        with np.load(folder / "network.npz", allow_pickle=False) as archive:
+        with open(folder / "network.npz", "rb") as stream, np.load(stream) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except FileNotFoundError as problem:
         remedy = "write it with `stars-deploy export ... --target loihi`"
         raise KitError(f"{problem.filename}: no such file; {remedy}") from None
-    except (OSError, ValueError) as problem:
+    except DAMAGE as problem:
         raise KitError(f"{folder}: not readable ({problem})") from None
     try:
         check_document(document, arrays)
@@ -112,9 +121,9 @@ def load_images(bundle, choice, limit):
     """Return uint8 images [N, C, H, W] from the bundle's golden set or from an npz."""
     path = Path(bundle) / "golden.npz" if choice == "golden" else Path(choice)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             images = archive["images"]
-    except (OSError, ValueError, KeyError) as problem:
+    except DAMAGE as problem:
         raise KitError(f"{path}: expected an npz with `images` ({problem})") from None
     if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
         raise KitError(f"{path}: images are {images.dtype} {images.shape}, not uint8 [N,C,H,W]")

@@ -68,6 +68,9 @@ def run(options):
     images = data.get("images")
     if images is None:
         raise BadInput(f"{file}: holds no 'images'")
+    labels = data.get("labels")
+    if labels is not None and len(labels) != len(images):
+        raise BadInput(f"{file}: {len(labels)} labels for {len(images)} images")
     name = "model_step.onnx" if options.step else "model.onnx"
     session = load(os.path.join(options.bundle, name), options.threads)
     check_shape(file, images, session)
@@ -82,15 +85,20 @@ def run(options):
 def read_npz(file):
     """Return the arrays of an npz file."""
     import zipfile
+    import zlib
 
     import numpy as np
 
+    damage = (
+        ValueError, OSError, EOFError, AttributeError, RuntimeError, MemoryError,
+        zipfile.BadZipFile, zlib.error,
+    )  # fmt: skip
     try:
         with np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except FileNotFoundError:
         raise BadInput(f"{file}: no such file") from None
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as problem:
+    except damage as problem:
         raise BadInput(f"{file}: not a readable npz file ({problem})") from None
 
 

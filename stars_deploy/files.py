@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import lzma
 import os
 import shutil
 import tempfile
@@ -30,6 +31,9 @@ _DAMAGE = (
     OSError,
     KeyError,
     NotImplementedError,
+    RuntimeError,  # encrypted
+    MemoryError,  # a header that declares more than there is
+    lzma.LZMAError,
 )
 
 
@@ -47,14 +51,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as problem:
         temporary.unlink(missing_ok=True)
+        if isinstance(problem, OSError) and problem.filename is None:
+            problem.filename = str(path)  # a full disk does not say whose write it stopped
         raise
 
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield an empty directory that takes the place of `path` as a whole on success."""
+    path = path.absolute()
+    if path == Path.cwd():
+        raise InputError(f"{path}: is the current folder and cannot be replaced; choose another")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -86,9 +95,21 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def write_texts(contents: Mapping[Path, str]) -> None:
+    """Write several text files; none of them is replaced before all are on the disk."""
+    with contextlib.ExitStack() as stack:
+        for path, text in contents.items():
+            stack.enter_context(atomic_path(path)).write_text(text, encoding="utf-8")
+
+
+def json_text(value: Any) -> str:
+    """Return `value` as indented JSON; NaN and infinity are refused."""
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON atomically; NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
 
 
 def read_json(path: Path, error: type[InputError] = InputError) -> Any:
@@ -117,11 +138,15 @@ def read_npz(
         if total > limit_bytes:
             raise error(f"{path}: holds {total} bytes of arrays, the limit is {limit_bytes}")
         with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
+            arrays = {key: archive[key] for key in archive.files}
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except _DAMAGE as problem:
         raise error(f"{path}: not a readable npz file ({problem})") from None
+    for key, value in arrays.items():
+        if not isinstance(value, np.ndarray):  # NumPy gives bytes for a member that is no array
+            raise error(f"{path}: member {key!r} is not an array")
+    return arrays
 
 
 def sha256(path: Path) -> str:

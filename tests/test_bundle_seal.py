@@ -167,3 +167,13 @@ def test_truncated_golden_is_bad_input(tmp_path):
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(BundleError, match="not a readable npz"):
         read_golden(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("seeds", None), ("source", 5), ("targets", 5), ("profile", [])]
+)
+def test_a_manifest_with_values_of_the_wrong_kind_is_refused(bundle, key, value):
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, key: value}))
+    with pytest.raises(BundleError, match=f"key '{key}' has value"):
+        open_bundle(bundle)

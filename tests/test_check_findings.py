@@ -273,3 +273,48 @@ def test_no_damaged_graph_makes_check_raise(seed, damages):
     for profile in (LOIHI2, LOIHI1):
         found = check(graph, profile)
         assert exit_code(found) in (0, 2, 4)
+
+
+@pytest.mark.parametrize("value", ["two", np.array([1, 1]), float("nan"), None])
+def test_fields_of_the_wrong_kind_are_findings(value):
+    graph = small()
+    graph.nodes["conv1"].groups = value
+    for profile in (LOIHI1, LOIHI2):
+        found = check(graph, profile)
+        assert exit_code(found) == 2 and any(item.severity == "error" for item in found)
+
+
+@pytest.mark.parametrize("end", ["input", "output"])
+@pytest.mark.parametrize("value", ["x", np.array([np.nan, 8, 8]), np.array([[3, 1]]), np.array(3)])
+def test_declared_shapes_of_the_wrong_kind_are_findings(end, value):
+    graph = small()
+    node = graph.nodes[end]
+    (node.input_type if end == "input" else node.output_type)[end] = value
+    assert exit_code(check(graph, LOIHI2)) == 2
+
+
+def test_a_graph_with_one_output_is_no_classifier():
+    graph = small()
+    fc = graph.nodes["fc"]
+    fc.weight, fc.bias = fc.weight[:1], np.zeros(1)
+    graph.nodes["output"] = nir.Output({"output": np.array([1])})
+    found = check(graph, LOIHI2)
+    assert exit_code(found) == 2 and any("puts out 1 value" in item.message for item in found)
+
+
+def test_what_netx_would_change_is_a_warning_and_no_netx_file_is_written(tmp_path):
+    from stars_deploy.simulate.integer import open_engine
+    from stars_deploy.workflow.export import write_loihi
+
+    graph = small()
+    graph.nodes["fc"].weight[:] = 0
+    found = check(graph, LOIHI2)
+    assert exit_code(found) == 0
+    assert {item.severity for item in found if item.code == "netx"} == {"warning"}
+    write_loihi(graph, LOIHI2, tmp_path)
+    assert {path.name for path in (tmp_path / "loihi").iterdir()} == {
+        "network.json",
+        "network.npz",
+    }
+    open_engine(tmp_path / "loihi", "cpu")
+    assert not any(item.code == "netx" for item in check(small(), LOIHI2))

@@ -12,7 +12,7 @@ from stars_deploy.config.recipe import load_recipe
 from stars_deploy.distill import checkpoint, kd, loop
 from stars_deploy.distill.schedule import Step, steps, totals
 from stars_deploy.distill.session import Session
-from stars_deploy.errors import InputError, TrainingDiverged, WeightsError
+from stars_deploy.errors import InputError, StarsError, TrainingDiverged, WeightsError
 from stars_deploy.networks.weights import load_student, load_teacher
 from stars_deploy.workflow.distill import distill, plan
 
@@ -56,7 +56,7 @@ def test_a_run_leaves_the_documented_files(model, reference):
     written = tomllib.loads((reference / "recipe.toml").read_text())
     assert written["kd"]["momentum"] == 0.9  # a default, written out
     summary = json.loads((reference / "summary.json").read_text())
-    assert summary["method"] == "warm start + NAYER + STARS"
+    assert (summary["name"], summary["method"]) == ("tiny", "warm start + NAYER + STARS")
     assert summary["teacher"]["sha256"] == recipe.teacher.sha256
     assert summary["student_updates"] == 18
     assert {"seed", "device", "threads", "versions", "wall_time_s"} <= set(summary)
@@ -272,6 +272,8 @@ def test_a_new_generator_is_made_every_life(session, monkeypatch):
         if nayer.new_generator_due(config.model_copy(update={"g_life": 10}), e, 20)
     ]
     assert due == [0, 10, 20, 30, 40]
+    kept = config.model_copy(update={"g_life": 0})
+    assert [e for e in range(45) if nayer.new_generator_due(kept, e, 20)] == [0]
     born = []
     begin = nayer.Nayer._begin_life
     monkeypatch.setattr(nayer.Nayer, "_begin_life", lambda self: (born.append(1), begin(self)))
@@ -279,3 +281,22 @@ def test_a_new_generator_is_made_every_life(session, monkeypatch):
         session.advance(step)
     # g_life 2 with a warm-up of 1: epochs 0, 2 and, counted from the warm-up, 1, 3
     assert len(born) == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("synthesis.nayer.lte_dim=2", "lte_dim is 2"),
+        ("synthesis.batch_size=1", "synthesis.batch_size"),
+        ("data.shape=[1, 6, 6]", "multiples of 4"),
+    ],
+)
+def test_a_recipe_that_cannot_run_claims_no_folder(model, tmp_path, override, message):
+    with pytest.raises(StarsError, match=message):
+        run(model, tmp_path / "out", override)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nesterov_without_momentum_is_plain_descent(model, tmp_path):
+    run(model, tmp_path / "out", "kd.momentum=0", "kd.nesterov=true")
+    assert (tmp_path / "out" / "summary.json").is_file()

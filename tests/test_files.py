@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from stars_deploy.errors import DataError
+from stars_deploy import files
+from stars_deploy.errors import DataError, InputError
 from stars_deploy.files import (
     atomic_directory,
     atomic_path,
@@ -83,3 +84,39 @@ def test_damaged_json_is_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(DataError, match=r"x\.json"):
         read_json(tmp_path / "x.json", DataError)
+
+
+def test_hostile_archives_are_bad_input(tmp_path):
+    import io
+    import zipfile
+
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": (10**14,)}
+    )
+    cases = {"huge": ("a.npy", header.getvalue()), "bytes": ("a.txt", b"no array")}
+    for name, (member, content) in cases.items():
+        path = tmp_path / f"{name}.npz"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(member, content)
+        with pytest.raises(InputError, match="not a"):
+            files.read_npz(path)
+
+
+def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(InputError, match="current folder"),
+        files.atomic_directory(files.Path()),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_are_replaced_together_or_not_at_all(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    files.write_texts({one: "1", two: "2"})
+    with pytest.raises(UnicodeEncodeError):
+        files.write_texts({one: "3", two: "\ud800"})
+    assert (one.read_text(), two.read_text()) == ("1", "2")
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}

@@ -152,3 +152,16 @@ def test_a_trace_is_written_as_a_whole(run_lava, tmp_path):
         run_lava.write_trace(path, {1: np.array("second")})
     assert str(np.load(path)["info"]) == "first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_damaged_archives_are_refused_in_words(run_lava, tmp_path):
+    np.savez_compressed(tmp_path / "whole.npz", images=IMAGES)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    np.save(tmp_path / "plain.npy", IMAGES)
+    for number, content in enumerate((b"", whole[: len(whole) // 2])):
+        path = tmp_path / f"{number}.npz"
+        path.write_bytes(content)
+        with pytest.raises(run_lava.KitError, match="expected an npz"):
+            run_lava.load_images(tmp_path, str(path), None)
+    with pytest.raises(run_lava.KitError, match="expected an npz"):
+        run_lava.load_images(tmp_path, str(tmp_path / "plain.npy"), None)

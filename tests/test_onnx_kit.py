@@ -103,3 +103,16 @@ def test_missing_onnxruntime_is_exit_code_5(bundle: Path) -> None:
     command = [sys.executable, "-I", "-c", guard, str(bundle / "run_onnx.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 5 and "requirements-onnx.txt" in done.stderr
+
+
+def test_damaged_and_unequal_arrays_are_bad_input(bundle: Path, tmp_path: Path) -> None:
+    whole = (bundle / "golden.npz").read_bytes()
+    for number, content in enumerate((b"", whole[: len(whole) // 2], whole[:200] + whole[210:])):
+        path = tmp_path / f"{number}.npz"
+        path.write_bytes(content)
+        result = run(bundle, str(bundle), "--images", str(path))
+        assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    arrays = read_npz(bundle / "golden.npz")
+    write_npz(tmp_path / "short.npz", {"images": arrays["images"], "labels": arrays["labels"][:3]})
+    result = run(bundle, str(bundle), "--images", str(tmp_path / "short.npz"))
+    assert result.returncode == 2 and "3 labels for 16 images" in result.stderr

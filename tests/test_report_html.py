@@ -3,7 +3,6 @@
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +13,8 @@ from stars_deploy.graph.metadata import GraphMetadata, metadata_of, with_metadat
 from stars_deploy.graph.writer import write_graph
 from stars_deploy.simulate.reference import FloatEngine
 from stars_deploy.targets.bundle import Golden, write_golden, write_manifest
-from stars_deploy.validate.card import write_card
-from stars_deploy.validate.report import write_report
+from stars_deploy.validate.card import card_text
+from stars_deploy.validate.report import report_html
 from stars_deploy.workflow.samples import random_images
 
 HOSTILE = '<script>alert("1")</script>|`$x^2$`'
@@ -84,7 +83,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(folder):
     path, graph = folder
-    return write_report(path, graph, verdict()).read_text(encoding="utf-8")
+    return report_html(path, graph, verdict())
 
 
 class Checker(HTMLParser):
@@ -176,7 +175,7 @@ def test_page_shows_the_numbers_of_the_verdict(page):
 
 def test_ids_are_unique_and_references_meet_one(folder):
     path, graph = folder
-    page = write_report(path, graph, verdict(earlier=[verdict("onnx")])).read_text("utf-8")
+    page = report_html(path, graph, verdict(earlier=[verdict("onnx")]))
     ids = parsed(page).ids
     assert len(ids) == len(set(ids))
     used = set(re.findall(r'(?:aria-labelledby="|href="#|url\(#)([^")]+)', page))
@@ -186,7 +185,7 @@ def test_ids_are_unique_and_references_meet_one(folder):
 def test_failed_page_says_so_first(folder):
     path, graph = folder
     document = verdict(verdict="fail", earlier=[verdict("onnx", accuracy=None)])
-    page = write_report(path, graph, document).read_text(encoding="utf-8")
+    page = report_html(path, graph, document)
     text = " ".join("".join(parsed(page).text).split())
     assert "1 of 2 comparisons failed" in text and "integer: lif2: 7 differ" in text
     assert "onnx against float" in text
@@ -197,13 +196,13 @@ def test_engine_that_ran_earlier_is_not_listed_as_not_run(folder):
     path, graph = folder
     missing = [{"name": "lava", "reason": "not built"}, {"name": "onnx", "reason": "not asked for"}]
     document = verdict(engines_not_run=missing, earlier=[verdict("onnx")])
-    page = write_report(path, graph, document).read_text(encoding="utf-8")
+    page = report_html(path, graph, document)
     assert "not built" in page and "not asked for" not in page
 
 
 def test_unlabelled_verdict_says_that_accuracy_is_unknown(folder):
     path, graph = folder
-    page = write_report(path, graph, verdict(accuracy=None)).read_text(encoding="utf-8")
+    page = report_html(path, graph, verdict(accuracy=None))
     assert "no accuracy is known" in page
 
 
@@ -218,11 +217,11 @@ def test_training_without_spikes_and_a_picture(tmp_path):
         reference={"engine": "training", "device": "cpu", "recorded": True},
         readout={"max_abs_difference": None, "isolated_max_abs_difference": None},
     )  # fmt: skip
-    page = write_report(path, graph, document).read_text(encoding="utf-8")
+    page = report_html(path, graph, document)
     parsed(page)
     assert "87.65 %" in page and "float against training (cpu)" in page
     assert "data:image/png;base64,iVBORw==" in page
-    card = write_card(path, graph, document).read_text(encoding="utf-8")
+    card = card_text(path, graph, document)
     assert "| student in training | cpu | measured | 2000 | 87.65 % |" in card
 
 
@@ -231,7 +230,7 @@ def test_training_without_spikes_and_a_picture(tmp_path):
 
 def test_card_has_front_matter_and_results(folder):
     path, graph = folder
-    card = write_card(path, graph, verdict()).read_text(encoding="utf-8")
+    card = card_text(path, graph, verdict())
     _, front, body = card.split("---\n", 2)
     assert "library_name: stars-deploy" in front and "- onnx" in front
     assert "| integer | 9.9 | simulated | 2000 | 90.49 % |" in body
@@ -243,7 +242,7 @@ def test_card_of_a_measured_run_is_a_hub_model_index(tmp_path):
     path, graph = write_folder(tmp_path / "bundle")
     training = {"n": 2000, "device": "cpu", "accuracy": 0.9, "data": 'a: "b"'}
     files.write_json(path / "training.json", training)
-    card = Path(write_card(path, graph, None)).read_text(encoding="utf-8")
+    card = card_text(path, graph, None)
     assert "Not validated yet" in card
     (line,) = (x for x in card.splitlines() if x.startswith("model-index: "))
     (entry,) = json.loads(line.removeprefix("model-index: "))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import bundles
 import numpy as np
@@ -176,6 +177,30 @@ def test_changed_weight_is_named_by_connection_and_by_spikes(bundle):
     assert result["reason"].startswith("lif2: ")
     assert files.read_json(bundle / "validation.json")["verdict"] == "fail"
     assert "What failed" in (bundle / "report.html").read_text()
+
+
+def test_damaged_verdicts_are_replaced_not_a_defect(bundle):
+    first = validate(bundle, "loihi2", "integer")
+    for damage in ({"engine": "x"}, {"layers": 5}, {"layers": [5]}, {"earlier": [7, {"a": 1}]}):
+        files.write_json(bundle / "validation.json", {**first, **damage})
+        assert validate(bundle, "reference", "float")["verdict"] == "pass"
+
+
+def test_nothing_is_replaced_when_a_disk_is_full(bundle, monkeypatch):
+    validate(bundle, "loihi2", "integer")
+    before = {name: (bundle / name).read_bytes() for name in ("validation.json", "report.html")}
+    real = Path.write_text
+
+    def full(path, text, **options):
+        if "card" in path.name:
+            raise OSError(28, "No space left on device")
+        return real(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=r"No space left on device.*card\.md"):
+        validate(bundle, "reference", "float")
+    assert before == {name: (bundle / name).read_bytes() for name in before}
+    assert not list(bundle.glob(".*"))
 
 
 def test_weight_that_no_spike_depends_on_is_named_all_the_same(bundle):
@@ -399,3 +424,13 @@ def test_lava_agrees_raw_and_through_netx_and_sees_a_wrong_reset(bundle):
     result = validate(bundle, "loihi2", "lava", limit=2, timeout=300.0)
     assert ("parity.spikes", "lif2") in failures(result)
     assert ("parity.spikes", "lif1") not in failures(result)
+
+
+@pytest.mark.lava
+def test_lava_sees_a_weight_that_was_changed_by_8(bundle):
+    bundles.change_weight(bundle, "conv2", 8)
+    result = validate(bundle, "loihi2", "lava", limit=2, timeout=300.0)
+    assert result["verdict"] == "fail"
+    found = failures(result)
+    assert ("parity.spikes", "lif2") in found and ("lowering.weights", "conv2") in found
+    assert not any(node in ("lif1", "conv1") for _, node in found)

@@ -40,7 +40,8 @@ def export(
     result = write_bundle(source, target, profile, golden, nir_gain, out)
     console.emit(result)
     console.say(f"Bundle: {out} ({', '.join(result['targets'])})")
-    next_step(f"stars-deploy validate {out} --profile {profile}")
+    own = profile if "loihi" in result["targets"] else "reference"
+    next_step(f"stars-deploy validate {out} --profile {own}")
 
 
 @command
@@ -57,7 +58,7 @@ def check(source: Source, profile: Profile = "loihi2") -> None:
     if result["exit_code"]:
         raise typer.Exit(result["exit_code"])
     console.say(f"{source} fits profile {profile}.")
-    next_step(f"stars-deploy simulate {source} --profile {profile} --data evaluation")
+    next_step(f"stars-deploy simulate {source} --profile {profile}")
 
 
 @command
@@ -81,7 +82,10 @@ def simulate(
         result = run_simulation(source, profile, engine, data, limit, device, progress)
     console.emit(result)
     show_simulation(result)
-    next_step(f"stars-deploy validate {source} --profile {profile}")
+    if (source / "manifest.json").is_file():
+        next_step(f"stars-deploy validate {source} --profile {profile}")
+    else:
+        next_step(f"stars-deploy export {source} --target onnx --target loihi --out bundle")
 
 
 @command

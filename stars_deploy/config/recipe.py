@@ -153,7 +153,7 @@ class Synthesis(_Section):
     """
 
     method: Literal["deepinversion", "cmi", "nayer"] = "nayer"
-    batch_size: Positive
+    batch_size: int = Field(ge=2)  # statistics of one image match nothing
     lr: float = Field(gt=0)
     adv: NotNegative
     bn: NotNegative

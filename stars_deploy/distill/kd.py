@@ -70,6 +70,6 @@ def new_optimizer(student: torch.nn.Module, recipe: Recipe) -> torch.optim.SGD:
         student.parameters(),
         lr=kd.lr,
         momentum=kd.momentum,
-        nesterov=kd.nesterov,
+        nesterov=kd.nesterov and kd.momentum > 0,
         weight_decay=kd.weight_decay,
     )

@@ -84,12 +84,18 @@ def require_runnable(graph: nir.NIRGraph, where: str, metadata: bool = True) -> 
 
 
 def _raised(code: str, check: Any) -> list[Problem]:
-    """Run `check`; a GraphError becomes a problem, so that no rule is written twice."""
+    """Run `check`; a GraphError becomes a problem, so that no rule is written twice.
+
+    So does what NumPy and Python say of a field that holds anything but the numbers it should.
+    """
     try:
         check()
     except GraphError as problem:
         message, _, remedy = str(problem).rpartition("; ")
         return [Problem(code, None, message or remedy, remedy if message else "correct the graph")]
+    except (TypeError, ValueError, OverflowError, AttributeError, IndexError) as problem:
+        message = f"a field holds something else than expected ({problem})"
+        return [Problem(code, None, message, "write the fields as NIR defines them")]
     return []
 
 
@@ -162,11 +168,17 @@ def _weights(name: str, node: nir.NIRNode) -> list[Problem]:
         found.append(Problem("shape", name, message, f"write {outputs} bias values"))
     if axes > 2:
         found += _raised("shape", lambda: window_of(name, node))
-        groups = int(node.groups)
-        if groups < 1 or outputs % groups:
-            message = f"{groups} groups do not divide {outputs} output channels"
-            found.append(Problem("shape", name, message, "write the kernel expanded, groups 1"))
+        found += _raised("shape", lambda: _check_groups(name, node, outputs))
     return found
+
+
+def _check_groups(name: str, node: nir.NIRNode, outputs: int) -> None:
+    groups = int(node.groups)
+    if groups < 1 or outputs % groups:
+        raise GraphError(
+            f"{name}: {groups} groups do not divide {outputs} output channels; write the kernel "
+            "expanded, groups 1"
+        )
 
 
 def _check_shapes(graph: nir.NIRGraph) -> None:
@@ -174,6 +186,10 @@ def _check_shapes(graph: nir.NIRGraph) -> None:
     out = shapes[output_name(graph)]
     if len(out) != 1:
         raise GraphError(f"{output_name(graph)}: shape {out}, expected [classes]; add a Flatten")
+    if out[0] < 2:
+        raise GraphError(
+            f"{output_name(graph)}: puts out {out[0]} value; a classifier has two or more"
+        )
     total = sum(int(np.prod(shape)) for shape in shapes.values())
     if total > MAX_ELEMENTS:
         raise GraphError(f"graph puts out {total} values per step; the limit is {MAX_ELEMENTS}")

@@ -35,7 +35,7 @@ def run_kit(script: Path, arguments: Sequence[str], timeout: float | None = None
     try:
         completed = run_session(command, timeout)
     except TimedOut as problem:
-        raise TimedOut(f"{script.name}: {problem}\nmore time: --timeout") from None
+        raise TimedOut(f"{script.name}: {problem}\nmore time: validate --timeout") from None
     if completed.status == 2:
         raise BundleError(tail(completed.stderr))
     if completed.status:

@@ -21,7 +21,13 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 #: Written by `validate` about a bundle, so outside its seal.
 LATER = frozenset({"validation.json", "report.html", "card.md"})
-_KEYS = ("tool_version", "source", "profile", "targets", "seeds")
+_KEYS: dict[str, type | tuple[type, ...]] = {
+    "tool_version": str,
+    "source": dict,
+    "profile": (str, type(None)),
+    "targets": list,
+    "seeds": dict,
+}
 SOURCES = ("evaluation", "synthetic", "random")
 
 Json = dict[str, Any]
@@ -250,7 +256,11 @@ def _read_manifest(path: Path) -> Json:
             f"{path / MANIFEST}: schema is {manifest.get('schema')!r}, expected {SCHEMA}; "
             "export the bundle again with this version"
         )
-    missing = [key for key in _KEYS if key not in manifest]
-    if missing:
-        raise BundleError(f"{path / MANIFEST}: key {missing[0]!r} is missing; export it again")
+    for key, kind in _KEYS.items():
+        if key not in manifest:
+            raise BundleError(f"{path / MANIFEST}: key {key!r} is missing; export it again")
+        if not isinstance(manifest[key], kind):
+            raise BundleError(
+                f"{path / MANIFEST}: key {key!r} has value {manifest[key]!r}; export it again"
+            )
     return manifest

@@ -9,7 +9,7 @@ from typing import Any
 
 import nir
 
-from stars_deploy.files import read_json, write_text
+from stars_deploy.files import read_json
 from stars_deploy.graph.geometry import input_shape
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.order import spiking_nodes
@@ -18,8 +18,8 @@ from stars_deploy.validate.report import all_runs
 Json = Mapping[str, Any]
 
 
-def write_card(bundle: Path, graph: nir.NIRGraph, validation: Json | None) -> Path:
-    """Write BUNDLE/card.md; `validation` is None before the first `validate`."""
+def card_text(bundle: Path, graph: nir.NIRGraph, validation: Json | None) -> str:
+    """Return BUNDLE/card.md; `validation` is None before the first `validate`."""
     manifest = read_json(bundle / "manifest.json")
     training = bundle / "training.json"
     measured = read_json(training) if training.is_file() else None
@@ -33,9 +33,7 @@ def write_card(bundle: Path, graph: nir.NIRGraph, validation: Json | None) -> Pa
         _use(manifest),
         _limits(manifest),
     ]
-    path = bundle / "card.md"
-    write_text(path, "\n".join(parts))
-    return path
+    return "\n".join(parts)
 
 
 def _front_matter(manifest: Json, measured: Json | None) -> str:

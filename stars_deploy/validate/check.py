@@ -6,7 +6,8 @@ import nir
 
 from stars_deploy.config.profile import Profile
 from stars_deploy.targets.findings import Finding, exit_code
-from stars_deploy.targets.loihi import analyse, graph_findings
+from stars_deploy.targets.loihi import LoweredNetwork, analyse, graph_findings
+from stars_deploy.targets.netx_rules import netx_problems
 from stars_deploy.validate.capacity import capacity
 
 __all__ = ["Finding", "check", "exit_code"]
@@ -23,4 +24,16 @@ def check(graph: nir.NIRGraph, profile: Profile) -> list[Finding]:
         return graph_findings(graph, profile)
     analysis = analyse(graph, profile)
     found = [*analysis.findings, *capacity(analysis.stages, profile)]
+    if analysis.network is not None:
+        found += _netx(analysis.network)
     return sorted(found, key=lambda item: _ORDER[item.severity])
+
+
+def _netx(network: LoweredNetwork) -> list[Finding]:
+    """Return what lava-dl's NetX would change silently; raw Lava computes it as it is."""
+    return [
+        Finding(
+            "netx", "warning", None, problem, remedy="run it in raw Lava; no NetX file is written"
+        )
+        for problem in netx_problems(network.document, network.arrays)
+    ]

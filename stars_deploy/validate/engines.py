@@ -21,6 +21,9 @@ NEEDS = {
 }
 
 
+NO_NETX = "the bundle has no loihi/network.net: NetX would change this network (see check)"
+
+
 def check_engine_name(name: str) -> None:
     """Raise InputError for an engine that does not exist, EngineError for one not run here."""
     if name in OUTSIDE:
@@ -60,11 +63,14 @@ def build_engine(
 
 def not_run(ran: set[str], present: set[str]) -> list[dict[str, str]]:
     """Return every engine that was not run, as {name, reason}; `present` are the bundle's files."""
-    return [
+    missing = [
         {"name": name, "reason": _reason(name, present)}
         for name in (*RUNNABLE, *OUTSIDE)
         if name not in ran
     ]
+    if "lava" in ran and "loihi/network.net" not in present:
+        missing.append({"name": "lava-netx", "reason": NO_NETX})
+    return missing
 
 
 def _reason(name: str, present: set[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import nir
 import numpy as np
 
-from stars_deploy.files import read_json, write_text
+from stars_deploy.files import read_json
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.targets.bundle import Golden, read_golden
 
@@ -25,11 +25,9 @@ ENGINE_TITLES = {
 }
 
 
-def write_report(bundle: Path, graph: nir.NIRGraph, validation: Mapping[str, Any]) -> Path:
-    """Write BUNDLE/report.html about validation.json and what else the bundle of `graph` holds."""
-    path = bundle / "report.html"
-    write_text(path, render(context(bundle, graph, validation)))
-    return path
+def report_html(bundle: Path, graph: nir.NIRGraph, validation: Mapping[str, Any]) -> str:
+    """Return the page about validation.json and what else the bundle of `graph` holds."""
+    return render(context(bundle, graph, validation))
 
 
 def render(values: Mapping[str, Any]) -> str:

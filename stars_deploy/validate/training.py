@@ -26,6 +26,8 @@ _REMEDY = "export the run again; evaluate it with this version"
 def read_training(path: Path) -> dict[str, Any]:
     """Read training.json; InputError names a key that is missing."""
     document: dict[str, Any] = read_json(path)
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: not an object; run stars-deploy evaluate again")
     missing = [key for key in KEYS if key not in document]
     if missing:
         raise InputError(f"{path}: key {missing[0]!r} is missing; run stars-deploy evaluate again")

@@ -67,13 +67,14 @@ def distill(
     device = resolve(recipe.run.device)
     teacher = load_teacher(recipe, weights, origin)
     recipe = _with_teacher(recipe, weights_path(recipe, weights, origin))
+    with _threads(recipe.run.threads):  # a recipe is refused before it claims a folder
+        session = Session(recipe, teacher.to(device))
     _claim(out, recipe, resume)
     if (out / SUMMARY).is_file():
         say(f"{out}: this run is complete; nothing to resume")
         return dict(read_json(out / SUMMARY))
     state = checkpoint.load(out)
     with _threads(recipe.run.threads if state is None else state["threads"]):
-        session = Session(recipe, teacher.to(device))
         watch = None if after_epoch is None else partial(_watched, session, after_epoch)
         seconds = loop.run(session, out, state, progress, watch)
         save_weights(session.student, out / STUDENT)

@@ -14,14 +14,23 @@ from stars_deploy import __version__
 from stars_deploy.assets import asset
 from stars_deploy.config.profile import Profile, load_profile
 from stars_deploy.errors import InputError, nearest
-from stars_deploy.files import atomic_directory, atomic_path, read_json, sha256, write_json
+from stars_deploy.files import (
+    atomic_directory,
+    atomic_path,
+    read_json,
+    sha256,
+    write_json,
+    write_text,
+)
 from stars_deploy.graph.gain import fold_gain, unfold_gain
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.reader import read_graph
 from stars_deploy.graph.writer import write_graph
 from stars_deploy.simulate.recording import Recording
 from stars_deploy.targets.bundle import Golden, refuse_foreign, write_golden, write_manifest
-from stars_deploy.validate.card import write_card
+from stars_deploy.targets.findings import require_no_errors
+from stars_deploy.validate.card import card_text
+from stars_deploy.validate.check import check
 from stars_deploy.validate.engines import build_engine
 from stars_deploy.validate.training import read_training
 from stars_deploy.workflow.samples import Samples, golden_samples
@@ -67,7 +76,7 @@ def export(
             wanted,
             _seeds(opened),
         )
-        write_card(folder, graph, None)
+        write_text(folder / "card.md", card_text(folder, graph, None))
     return {
         "bundle": str(out),
         "targets": wanted,
@@ -103,6 +112,7 @@ def _write_targets(
     if "onnx" in targets:
         write_onnx(graph, folder)
     if "loihi" in targets:
+        require_no_errors(check(graph, profile), f"this graph does not fit {profile.name}")
         write_loihi(graph, profile, folder)
     for target in targets:
         for name in KITS.get(target, ()):
@@ -119,14 +129,19 @@ def write_onnx(graph: nir.NIRGraph, folder: Path) -> None:
 
 
 def write_loihi(graph: nir.NIRGraph, profile: Profile, folder: Path) -> None:
-    """Write loihi/network.json, network.npz and network.net; errors as targets.loihi.lower."""
+    """Write loihi/network.json and network.npz, and network.net if NetX can hold the network.
+
+    Errors as targets.loihi.lower. What NetX would change is left to raw Lava, which `check` says.
+    """
     from stars_deploy.targets.loihi import lower
     from stars_deploy.targets.netx import write_netx
+    from stars_deploy.targets.netx_rules import netx_problems
 
     network = lower(graph, profile)
     (folder / "loihi").mkdir()
     network.write(folder / "loihi")
-    write_netx(network.document, network.arrays, folder / "loihi" / "network.net")
+    if not netx_problems(network.document, network.arrays):
+        write_netx(network.document, network.arrays, folder / "loihi" / "network.net")
 
 
 def _record(graph: nir.NIRGraph, count: int, source: Source, folder: Path) -> Samples:

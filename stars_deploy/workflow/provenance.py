@@ -20,7 +20,11 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:
-    """Return the class of the machine: device, its name, and the threads used on a CPU."""
+    """Return the class of the machine: device, processor, and the threads used on a CPU."""
     if device.type == "cuda":
-        return {"device": "cuda", "name": torch.cuda.get_device_name(device)}
-    return {"device": device.type, "name": platform.machine(), "threads": torch.get_num_threads()}
+        return {"device": "cuda", "processor": torch.cuda.get_device_name(device)}
+    return {
+        "device": device.type,
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }

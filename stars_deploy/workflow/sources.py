@@ -83,6 +83,8 @@ def _how_it_was_made(run: Path) -> dict[str, Any]:
     if not (run / "summary.json").is_file():
         return {}
     summary = read_json(run / "summary.json")
+    if not isinstance(summary, dict) or not isinstance(summary.get("teacher", {}), dict):
+        raise InputError(f"{run / 'summary.json'}: not the summary of a run; distil it again")
     known = {"recipe": summary.get("name"), "method": summary.get("method")}
     known["teacher_sha256"] = summary.get("teacher", {}).get("sha256")
     return {key: value for key, value in known.items() if value is not None}

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from stars_deploy import __version__
-from stars_deploy.config.profile import Profile, load_profile
+from stars_deploy.config.profile import load_profile
 from stars_deploy.console import Progress, no_progress
-from stars_deploy.errors import InputError
-from stars_deploy.files import read_json, sha256, write_json
+from stars_deploy.errors import InputError, RecipeError
+from stars_deploy.files import json_text, read_json, sha256, write_texts
 from stars_deploy.simulate.energy import CountingEngine, modeled_energy
 from stars_deploy.targets.findings import Finding
 from stars_deploy.validate import document
-from stars_deploy.validate.card import write_card
+from stars_deploy.validate.card import card_text
 from stars_deploy.validate.check import check
 from stars_deploy.validate.engines import not_run
 from stars_deploy.validate.lowering import lowering_differences, onnx_differences
-from stars_deploy.validate.report import write_report
+from stars_deploy.validate.report import report_html
 from stars_deploy.validate.selfcheck import golden_findings
 from stars_deploy.workflow.comparisons import COMPARISONS, Outcome
 from stars_deploy.workflow.setting import Setting, open_setting
@@ -53,9 +53,14 @@ def validate(
     )
     result = _result(setting, target, outcome, [*findings, *outcome.findings])
     result = _keep_earlier(setting.bundle.path, result)
-    write_json(setting.bundle.path / "validation.json", result)
-    write_report(setting.bundle.path, setting.graph, result)
-    write_card(setting.bundle.path, setting.graph, result)
+    folder = setting.bundle.path
+    write_texts(
+        {
+            folder / "report.html": report_html(folder, setting.graph, result),
+            folder / "card.md": card_text(folder, setting.graph, result),
+            folder / "validation.json": json_text(result),
+        }
+    )
     return result
 
 
@@ -66,7 +71,7 @@ def _self_check(setting: Setting, progress: Progress) -> list[Finding]:
     if bundle.has("loihi/network.json"):
         integer = setting.build("integer")
         found += golden_findings(setting.golden, "integer", integer, setting.batch)
-        found += lowering_differences(graph, _made_for(setting), folder / "loihi")
+        found += _lowering(setting, folder / "loihi")
     if bundle.has("model.onnx"):
         names = ("model.onnx", "model_step.onnx")
         found += onnx_differences(graph, {name: bundle.file(name) for name in names})
@@ -74,10 +79,18 @@ def _self_check(setting: Setting, progress: Progress) -> list[Finding]:
     return found
 
 
-def _made_for(setting: Setting) -> Profile:
-    """Return the profile that the bundle's integers were made for."""
+def _lowering(setting: Setting, folder: Path) -> list[Finding]:
+    """Build the integers again for the profile they were made for, if it is at hand."""
     name = str(setting.bundle.manifest["profile"])
-    return setting.profile if setting.profile.name == name else load_profile(name)
+    profile = setting.profile
+    if profile.name != name:
+        try:
+            profile = load_profile(name)
+        except RecipeError:
+            message = f"the integers are for profile {name!r}, which is not at hand: not rebuilt"
+            remedy = "validate with that profile's file"
+            return [Finding("lowering.skipped", "info", None, message, remedy=remedy)]
+    return lowering_differences(setting.graph, profile, folder)
 
 
 def _result(
@@ -139,12 +152,26 @@ def _keep_earlier(folder: Path, result: Json) -> Json:
     kept = [
         {name: value for name, value in item.items() if name != "earlier"}
         for item in before
-        if isinstance(item, dict)
-        and item.keys() >= result.keys()
+        if _alike(item, result)
         and item["manifest_sha256"] == result["manifest_sha256"]
         and _subject(item) != _subject(result)
     ]
     return {**result, "earlier": kept}
+
+
+def _alike(item: Any, result: Json) -> bool:
+    """Return whether a stored verdict has the shape of a new one: anything else is no evidence."""
+    if not isinstance(item, dict) or not item.keys() >= result.keys():
+        return False
+    kinds = all(
+        isinstance(item[name], type(value) if isinstance(value, dict | list | str) else object)
+        for name, value in result.items()
+        if item[name] is not None
+    )
+    layers = item["layers"] if kinds else []
+    return bool(layers) and all(
+        isinstance(layer, dict) and layer.keys() >= result["layers"][0].keys() for layer in layers
+    )
 
 
 def _subject(result: Json) -> tuple[object, ...]:
