@@ -61,7 +61,8 @@ def distill(
     device = resolve(recipe.run.device)
     teacher = load_teacher(recipe, weights, origin)
     recipe = _with_teacher(recipe, _weights_path(recipe, weights, origin))
-    session = Session(recipe, teacher.to(device))  # refuses a recipe before it claims a folder
+    with _threads(recipe.run.threads):  # a recipe is refused before it claims a folder
+        session = Session(recipe, teacher.to(device))
     _claim(out, recipe, resume)
     if (out / SUMMARY).is_file():
         say(f"{out}: this run is complete; nothing to resume")
