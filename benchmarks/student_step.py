@@ -2,8 +2,8 @@
 
 Two processes, one per library, do steps in turn: same network (S-ResNet-20 or S-VGG-16), weights,
 batch, T, threads and loss; fp32, channels_last, the stem outside the time loop in both.
-SpikingJelly runs in an environment of its own with the torch of ours. Gradients of all convolutions are
-compared before anything is timed.
+SpikingJelly runs in an environment of its own with the torch of ours. Gradients of all
+convolutions are compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def spikingjelly_python() -> Path:
     python = folder / "bin" / "python"
     if not (folder / "ready").is_file():
         uv = [sys.executable, "-m", "uv"]
-        subprocess.run([*uv, "venv", "--clear", "--python", sys.executable, str(folder)], check=True)
+        subprocess.run(
+            [*uv, "venv", "--clear", "--python", sys.executable, str(folder)], check=True
+        )
         wanted = [f"spikingjelly=={SPIKINGJELLY}", f"torch=={torch_version}", "numpy", "scipy"]
         subprocess.run([*uv, "pip", "install", "--python", str(python), *wanted], check=True)
         (folder / "ready").touch()

@@ -7,6 +7,7 @@ the start of the first step, less what was there before.
 
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -51,7 +52,11 @@ class Student(nn.Module):
         self.fc = nn.Linear(*reversed(weights["fc.weight"].shape))
         for name, block in zip(names, self.blocks, strict=True):
             block.load_state_dict(
-                {k.removeprefix(name + "."): v for k, v in weights.items() if k.startswith(name + ".")}
+                {
+                    k.removeprefix(name + "."): v
+                    for k, v in weights.items()
+                    if k.startswith(name + ".")
+                }
             )
         self.fc.load_state_dict({k[3:]: v for k, v in weights.items() if k.startswith("fc.")})
 
@@ -78,10 +83,9 @@ class Student(nn.Module):
 
 
 def memory(key):
-    with open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith(key):
-                return int(line.split()[1]) * 1024
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
     raise LookupError(key)
 
 
@@ -92,8 +96,7 @@ def main():
     x, goal = arrays.pop("x"), arrays.pop("goal")
     student = Student(family, arrays, T).train().to(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
-    with open("/proc/self/clear_refs", "w") as clear:
-        clear.write("5")  # the peak starts again from what is held now
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
     before = memory("VmRSS")
     for line in sys.stdin:
         command, _, argument = line.strip().partition(" ")

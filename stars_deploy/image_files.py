@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,12 @@ def jpeg_images(arrays: Mapping[str, NDArray[Any]], path: Path) -> Pair:
         if key not in arrays:
             raise DataError(f"{path}: array {key!r} is missing beside 'jpeg'")
     content, offsets = arrays["jpeg"], arrays["offsets"]
-    if content.dtype != np.uint8 or content.ndim != 1 or offsets.dtype.kind not in "iu" or offsets.ndim != 1:
+    if (
+        content.dtype != np.uint8
+        or content.ndim != 1
+        or offsets.dtype.kind not in "iu"
+        or offsets.ndim != 1
+    ):
         raise DataError(f"{path}: 'jpeg' must be one row of bytes and 'offsets' integers")
     if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(content):
         raise DataError(f"{path}: 'offsets' must run from 0 to {len(content)}, the bytes of 'jpeg'")
@@ -39,7 +45,7 @@ def jpeg_images(arrays: Mapping[str, NDArray[Any]], path: Path) -> Pair:
     whole = content.tobytes()
     images = (
         _decode(whole[first:last], f"{path}: image {number}")
-        for number, (first, last) in enumerate(zip(offsets[:-1], offsets[1:], strict=True))
+        for number, (first, last) in enumerate(itertools.pairwise(offsets))
     )
     return _stacked(images, len(offsets) - 1, str(path)), arrays["labels"]
 

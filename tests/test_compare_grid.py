@@ -28,7 +28,7 @@ def test_lists_are_values_and_every_cell_is_a_recipe():
     (one, two) = parse_vary(["stars.quantiles=[0.9, 0.95],[0.6]"])
     assert load_recipe("fashion-mnist", one.overrides).stars.quantiles == (0.9, 0.95)
     assert load_recipe("fashion-mnist", two.overrides).stars.quantiles == (0.6,)
-    (a, b) = parse_vary(["stars.layers=all|[\"lif1\", \"lif6\"]"])
+    (a, b) = parse_vary(['stars.layers=all|["lif1", "lif6"]'])
     assert load_recipe("fashion-mnist", a.overrides).stars.layers == "all"
     assert load_recipe("fashion-mnist", b.overrides).stars.layers == ("lif1", "lif6")
 

@@ -161,10 +161,10 @@ def test_images_reach_the_pool_in_the_range_of_pixels(model, method):
     logged = [session.advance(Step("synthesis", 0, i)) for i in range(count)]
     assert len(session.pool) >= 10 and "bn" in logged[-1]
     assert logged[-1]["pool"] == len(session.pool)
-    assert 0 <= int(session.pool.labels.min()) and int(session.pool.labels.max()) < 3
+    assert int(session.pool.labels.min()) >= 0 and int(session.pool.labels.max()) < 3
     if method == "deepinversion":
         box = denormalise(session.synthesizer._variable.detach(), session.recipe.data)
-        assert -1e-5 <= float(box.min()) and float(box.max()) <= 1 + 1e-5
+        assert float(box.min()) >= -1e-5 and float(box.max()) <= 1 + 1e-5
 
 
 @pytest.mark.parametrize("method", ["deepinversion", "cmi"])

@@ -175,7 +175,7 @@ def test_a_max_pooled_student_cannot_be_written_and_says_so():
     from stars_deploy.errors import InputError
 
     chosen = colour("vgg16", args={"width": 0.05}, student={"args": {"pooling": "max"}})
-    with pytest.raises(InputError, match="MaxPool2d layer cannot be written.*average pooling"):
+    with pytest.raises(InputError, match=r"MaxPool2d layer cannot be written.*average pooling"):
         student_to_nir(build_student(chosen).eval(), chosen)
     averaged = colour("vgg16", args={"width": 0.05})
     assert "pool3" in student_to_nir(build_student(averaged).eval(), averaged).nodes

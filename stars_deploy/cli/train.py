@@ -50,7 +50,9 @@ def distill(
     weights: Annotated[
         Path | None, typer.Option(help="The teacher's weights (safetensors).")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="Synthesis: deepinversion, cmi or nayer.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Synthesis: deepinversion, cmi or nayer.")
+    ] = None,
     stars: Annotated[
         bool | None, typer.Option("--stars/--no-stars", help="RCA and TAR on or off.")
     ] = None,

@@ -159,9 +159,7 @@ def jsd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float = 3.0) -
     """
     p, q = (F.softmax(logits / tau, dim=1) for logits in (student_logits, teacher_logits))
     m = ((p + q) / 2).clamp(0.01, 0.99)
-    divergences = [
-        (m * (m.log() - x.clamp(0.01, 0.99).log())).sum(dim=1).mean() for x in (p, q)
-    ]
+    divergences = [(m * (m.log() - x.clamp(0.01, 0.99).log())).sum(dim=1).mean() for x in (p, q)]
     return -torch.stack(divergences).mean()
 
 

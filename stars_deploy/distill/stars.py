@@ -200,7 +200,7 @@ class StarsLoss:
     ) -> tuple[Tensor, Scale | None]:
         """Return the teacher's features in the chosen units, and the units."""
         kind = self.config.normalization
-        per_channel = "channel_quantile" == self.config.thresholds or kind == "teacher_channel"
+        per_channel = self.config.thresholds == "channel_quantile" or kind == "teacher_channel"
         if per_channel and teacher.shape[-1] != student.shape[-1]:
             raise InputError(
                 f"stars compares channel by channel, and layer pair {index} has "

@@ -29,7 +29,9 @@ class StarsJudge:
         self._warmup = recipe.run.warmup
         self._networks = teacher, student
         self._loss = StarsLoss(recipe.stars, recipe.neuron, recipe.student.T)
-        self._pairs = compared_layers(recipe.stars, teacher, student) if active(recipe.stars) else []
+        self._pairs = (
+            compared_layers(recipe.stars, teacher, student) if active(recipe.stars) else []
+        )
         self._norms: tuple[NormInputs, NormInputs] | None = None
         if recipe.stars.features == "pre_bn" and self._pairs:
             self._norms = (
@@ -115,9 +117,7 @@ class StarsJudge:
                 "stars.units = 'teacher' compares channel by channel, and a pair of compared "
                 "layers has different widths; use 'literal'"
             )
-        self._units = [
-            (_moments(t), _moments(s.mean(0))) for t, s in zip(one, other, strict=True)
-        ]
+        self._units = [(_moments(t), _moments(s.mean(0))) for t, s in zip(one, other, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything later terms depend on."""
@@ -150,4 +150,5 @@ def _gradient_norm(terms: Mapping[str, Tensor], images: Tensor) -> Tensor:
         return images.new_zeros(())
     total = torch.stack(list(terms.values())).sum()
     (gradient,) = torch.autograd.grad(total, images, retain_graph=True)
-    return torch.linalg.vector_norm(gradient)
+    norm: Tensor = torch.linalg.vector_norm(gradient)
+    return norm

@@ -106,8 +106,12 @@ def analytic_start(pair: Twins) -> list[Tensor]:
         fit = fit_gaussian(z.mean, z.var.sqrt(), pair.neuron, pair.T, _pins(pair, index, fits))
         for one, other in _blocks(source, target):
             _scale_inputs(one.block, other.block, other.sources, fits)
-        _fold(target, [(b.block.bn.weight, b.block.bn.bias) for b, _ in _blocks(source, target)],
-              fit, fits)
+        _fold(
+            target,
+            [(b.block.bn.weight, b.block.bn.bias) for b, _ in _blocks(source, target)],
+            fit,
+            fits,
+        )
         fits.append(fit)
         moments.append(z)
     gain = fits[pair.student.readout[0]].gain

@@ -30,5 +30,7 @@ class Cnn(Network):
         self.wire(
             [Junction((Wire(block, (index - 1,)),)) for index, block in enumerate(blocks)],
             readout=(last,),
-            stage_ends=[i for i in range(len(channels)) if i == last or widths[i + 1] != widths[i + 2]],
+            stage_ends=[
+                i for i in range(len(channels)) if i == last or widths[i + 1] != widths[i + 2]
+            ],
         )

@@ -90,7 +90,9 @@ def _cell(combination: Sequence[tuple[str, Any]]) -> Cell:
     names, overrides = [], []
     for key, value in combination:
         if isinstance(value, dict):
-            raise InputError(f"--vary {key}: a table is no value; vary one of its keys, {key}.KEY=...")
+            raise InputError(
+                f"--vary {key}: a table is no value; vary one of its keys, {key}.KEY=..."
+            )
         shown = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
         names.append(f"{key}={shown}")
         literal = tomli_w.dumps({"v": value}, multiline_strings=False).removeprefix("v = ").strip()

@@ -36,8 +36,6 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]
     if len(differences) >= 3:
         rng = np.random.default_rng(0)
         picks = rng.integers(0, len(differences), (RESAMPLES, len(differences)))
-        low, high = np.quantile(
-            differences[picks].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-        )
+        low, high = np.quantile(differences[picks].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         result["interval"] = [float(low), float(high)]
     return result

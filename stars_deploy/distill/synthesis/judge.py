@@ -25,7 +25,6 @@ from stars_deploy.distill.stars_judge import StarsJudge
 from stars_deploy.networks.base import Network, Taps
 from stars_deploy.networks.images import augment, normalise
 
-
 FeatureKind = Literal["bn", "stages"]  # inputs of BatchNorms, or of stages
 
 
