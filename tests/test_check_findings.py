@@ -293,13 +293,19 @@ def test_declared_shapes_of_the_wrong_kind_are_findings(end, value):
     assert exit_code(check(graph, LOIHI2)) == 2
 
 
-def test_a_graph_with_one_output_is_no_classifier():
+def test_a_graph_with_one_output_is_checked_and_exported(tmp_path):
+    from stars_deploy.graph.writer import write_graph
+    from stars_deploy.workflow.export import export
+
     graph = small()
     fc = graph.nodes["fc"]
     fc.weight, fc.bias = fc.weight[:1], np.zeros(1)
     graph.nodes["output"] = nir.Output({"output": np.array([1])})
-    found = check(graph, LOIHI2)
-    assert exit_code(found) == 2 and any("puts out 1 value" in item.message for item in found)
+    graph.metadata["classes"] = "[]"
+    assert exit_code(check(graph, LOIHI2)) == 0
+    write_graph(graph, tmp_path / "one.nir")
+    made = export(tmp_path / "one.nir", ["onnx", "loihi"], "loihi2", 4, "raw", tmp_path / "out")
+    assert made["golden"]["n"] == 4
 
 
 def test_what_netx_would_change_is_a_warning_and_no_netx_file_is_written(tmp_path):

@@ -50,7 +50,10 @@ def data_of(graph: nir.NIRGraph) -> Data:
         if (data.shape, data.classes, data.mean, data.std) == known:
             return data
     size = (shape[0], shape[1], shape[2])
-    return Data(name="unnamed", shape=size, classes=classes, mean=metadata.mean, std=metadata.std)
+    # Not validated as a recipe's data: a graph may put out a single value.
+    return Data.model_construct(
+        name="unnamed", shape=size, classes=classes, mean=metadata.mean, std=metadata.std
+    )
 
 
 def load_samples(graph: nir.NIRGraph, spec: str, limit: int | None) -> Samples:
