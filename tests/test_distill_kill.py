@@ -19,7 +19,7 @@ def test_killed_and_resumed_runs_equal_the_uninterrupted_one(tmp_path, kills, se
     done = subprocess.run(command, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stderr
     reports = json.loads(done.stdout.splitlines()[-1])
-    assert len(reports) == kills
+    assert kills <= len(reports) <= 2 * kills
     assert all(report["equal"] for report in reports), reports
     # The proof is worth something only if runs were cut in the middle.
     assert sum(report["killed"] and bool(report["done"]) for report in reports) >= kills // 2, (
