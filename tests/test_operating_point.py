@@ -60,5 +60,5 @@ def test_the_first_layers_rate_never_exceeds_what_is_predicted(run):
 
 def test_without_a_run_it_says_what_it_wants(tmp_path):
     (tmp_path / "recipe.toml").write_text((tiny_model(tmp_path / "m")).read_text())
-    with pytest.raises(InputError, match="expected a finished distil run"):
+    with pytest.raises(InputError, match="expected a finished run"):
         operating_point(tmp_path)

@@ -69,6 +69,8 @@ def distill(
     Example: stars-deploy distill fashion-mnist --seed 1 --out run
     """
     from stars_deploy.config.recipe import find_recipe, load_recipe
+    from stars_deploy.errors import InputError
+    from stars_deploy.networks.weights import load_teacher
     from stars_deploy.workflow.distill import distill as run
     from stars_deploy.workflow.distill import plan
 
@@ -80,8 +82,12 @@ def distill(
         changes.append(f"stars.enabled={str(stars).lower()}")
     chosen, origin = load_recipe(recipe, changes), find_recipe(recipe)
     if dry_run:
+        if weights is not None:
+            load_teacher(chosen, weights, origin)  # refuses what the run would refuse
         _show_plan(plan(chosen))
         return
+    if resume and not (out / "recipe.toml").is_file():
+        raise InputError(f"{out}: holds no run to resume; without --resume it is started anew")
     with console.progress() as progress:
         summary = run(chosen, out, origin=origin, resume=resume, weights=weights, progress=progress)
     console.emit(summary)

@@ -57,7 +57,7 @@ def operating_point(
     recipe = load_recipe(run / "recipe.toml")
     state = checkpoint.load(run)
     if state is None or not (run / "student.safetensors").is_file():
-        raise InputError(f"{run}: expected a finished distil run with its checkpoint folder")
+        raise InputError(f"{run}: expected a finished run with its checkpoint folder")
     place = resolve(device)
     student = load_student(recipe, run / "student.safetensors").to(place)
     if recipe.neuron.model == "plif":
