@@ -1,4 +1,4 @@
-"""Each method, neuron model and residual style learns from nothing: over 3 times chance.
+"""Each method and neuron model learns from nothing: over 3 times chance.
 
 The data are the packaged Fashion-MNIST images at 14x14: 1,500 train a small teacher, 500 judge. A
 student starts from random weights, sees no image but synthetic ones, and gets under a minute.
@@ -58,11 +58,6 @@ def recipe(teacher: dict[str, Any], **sections: Any) -> Recipe:
 
 
 CNN = {"family": "cnn", "args": {"channels": [16, 32, 32], "strides": [1, 2, 2]}}
-
-
-def resnet(style: str) -> dict[str, Any]:
-    args = {"width": 0.5, "shortcut": "projection", "style": style}
-    return {"family": "resnet20", "args": args}
 
 
 def padded(images: np.ndarray) -> np.ndarray:
@@ -125,9 +120,3 @@ def test_every_method_learns(method, settings, images):
 def test_every_neuron_model_learns(model, images):
     neuron = {"model": model, "decay_input": False}
     assert learnt(recipe(CNN, neuron=neuron), images) > 3 * CHANCE
-
-
-@pytest.mark.parametrize("style", ["post_add", "sew", "ms"])
-def test_every_residual_style_learns(style, images):
-    chosen = recipe(resnet(style), kd={"steps": 40, "batch_size": 64, "lr": 0.1})
-    assert learnt(chosen, images) > 3 * CHANCE
