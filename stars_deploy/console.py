@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ class Settings:
 
 
 settings = Settings()
+LINE_SECONDS = 30.0  # between two lines of progress in a log
 PIPED_WIDTH = 132  # of tables in a file or a log, which have no width of their own
 
 
@@ -124,10 +126,15 @@ def progress() -> Iterator[Progress]:
 
 def _line_progress() -> Progress:
     finished: set[str] = set()
+    last = time.monotonic()
 
     def advance(description: str, completed: int, total: int) -> None:
-        if completed >= total and description not in finished:
-            finished.add(description)
+        nonlocal last
+        done = completed >= total and description not in finished
+        if done or (completed < total and time.monotonic() - last >= LINE_SECONDS):
+            if done:
+                finished.add(description)
+            last = time.monotonic()
             say(f"{description}: {completed}/{total}")
 
     return advance

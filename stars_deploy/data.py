@@ -1,4 +1,4 @@
-"""Labelled images from outside: data sets by name, idx folders, npz files, packaged subsets.
+"""Labelled images from outside: data sets by name, folders, npz files, packaged subsets.
 
 `load_data` is the only way in the package to open a data set. Distillation never calls it.
 """
@@ -20,12 +20,17 @@ from stars_deploy.assets import asset
 from stars_deploy.config.recipe import Data
 from stars_deploy.errors import DataError, nearest
 from stars_deploy.files import read_npz
+from stars_deploy.image_files import IMAGE_SPLITS, image_folder, jpeg_images
 
 Split = Literal["train", "test"]
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
-NAMED = {"fashion-mnist": "FashionMNIST"}  # name -> class of torchvision.datasets
+NAMED = {  # name -> class of torchvision.datasets
+    "fashion-mnist": "FashionMNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+}
 EVALUATION = "evaluation"
 _IDX_FILES = {"train": "train", "test": "t10k"}
 _IDX_LIMIT = 1 << 31  # bytes one idx file may unpack to
@@ -34,9 +39,10 @@ _IDX_LIMIT = 1 << 31  # bytes one idx file may unpack to
 def load_data(spec: str | Path, data: Data, split: Split = "test") -> tuple[Images, Labels]:
     """Return images uint8 [N, C, H, W] and labels int64 [N] of what `spec` names.
 
-    A name ("fashion-mnist") is downloaded once by torchvision; "evaluation" is the test subset
-    packaged with the model `data.name`; a folder holds idx files; an npz holds images and labels
-    and is used as it is, whatever the split.
+    A name ("cifar10") is downloaded once by torchvision; "evaluation" is the test subset packaged
+    with the model `data.name`; a folder holds idx files, or train/ and test/ (or val/) with a
+    folder of image files per class; an npz holds images and labels, or JPEG files (arrays `jpeg`,
+    all their bytes, `offsets` [N+1], `labels`), and is used as it is, whatever the split.
 
     Raises:
         DataError: absent, unreadable, not images, of another shape, or a label out of range.
@@ -56,6 +62,8 @@ def _open(spec: str, data: Data, split: Split) -> tuple[NDArray[Any], NDArray[An
     if spec == EVALUATION:
         return *_evaluation(data, split), f"evaluation subset of {data.name!r}"
     if spec and path.is_dir():
+        if any((path / name).is_dir() for name in ("train", *IMAGE_SPLITS["test"])):
+            return *image_folder(path, data, split), str(path)
         return *_idx_folder(path, split), str(path)
     if path.is_file():
         return *_npz(path), str(path)
@@ -78,6 +86,8 @@ def _evaluation(data: Data, split: Split) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def _npz(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     arrays = read_npz(path, DataError)
+    if "jpeg" in arrays:
+        return jpeg_images(arrays, path)
     for key in ("images", "labels"):
         if key not in arrays:
             found = ", ".join(arrays) or "nothing"

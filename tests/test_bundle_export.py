@@ -219,7 +219,7 @@ def test_spread_takes_classes_in_turn():
     ("make", "message"),
     [
         (lambda p: p / "absent", "no such run, bundle or .nir file"),
-        (lambda p: p, "neither a run"),
+        (lambda p: p, "neither a finished run"),
     ],
 )
 def test_source_that_is_nothing_is_named(tmp_path, make, message):

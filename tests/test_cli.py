@@ -80,6 +80,8 @@ def test_version():
         "zoo",
         "doctor",
         "teacher",
+        "compare",
+        "operating-point",
     ],
 )
 def test_every_command_has_help(name):
@@ -91,8 +93,24 @@ def test_every_command_has_help(name):
 def test_json_is_alone_on_stdout_and_accepted_anywhere():
     for words in (("--json", "zoo"), ("zoo", "--json")):
         result = invoke(*words)
-        assert [model["name"] for model in json.loads(result.stdout)["models"]] == ["fashion-mnist"]
+        names = [model["name"] for model in json.loads(result.stdout)["models"]]
+        assert "fashion-mnist" in names and "paper-cmi-cifar10-vgg16" in names
         assert "Next:" in result.stderr
+
+
+def test_nothing_is_resumed_by_mistake(tmp_path):
+    result = invoke("distill", "fashion-mnist", "--out", tmp_path / "typo", "--resume")
+    assert result.exit_code == 2 and "no run to resume" in result.stderr
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_dry_run_refuses_the_weights_that_the_run_would_refuse(tmp_path):
+    (tmp_path / "bad.safetensors").write_text("no weights")
+    for name, words in (("bad.safetensors", "not a safetensors"), ("none", "no such weights")):
+        weights = ("--weights", tmp_path / name, "--dry-run", "--out", tmp_path / "out")
+        result = invoke("distill", "fashion-mnist", *weights)
+        assert result.exit_code == 2 and words in result.stderr
+    assert invoke("distill", "fashion-mnist", "--dry-run", "--out", tmp_path).exit_code == 0
 
 
 def test_quiet_says_nothing():

@@ -36,7 +36,7 @@ print(json.dumps({"seen": seen, "datasets": "torchvision.datasets" in sys.module
 
 SMALL = """
 run.epochs=2 run.warmup=1 run.device=cpu run.threads=1 kd.steps=2 kd.batch_size=4
-synthesis.batch_size=10 synthesis.pixels.images=4 synthesis.pixels.steps=2
+synthesis.batch_size=10
 synthesis.nayer.g_steps=2 synthesis.nayer.gwp_loops=1 synthesis.nayer.g_loops=1
 synthesis.nayer.harvest_from=0 warm_start.calibration_images=4
 """

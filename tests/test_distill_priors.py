@@ -12,6 +12,7 @@ from stars_deploy.distill.priors import (
     blend,
     bn_loss,
     class_prior_loss,
+    jsd_loss,
     l2_norm,
     total_variation,
     update_average,
@@ -73,9 +74,9 @@ def test_probe_reads_the_input_of_every_norm_and_leaves_the_network_alone():
     inner = network[2](network[1](network[0](x)))
     torch.testing.assert_close(probe.moments[1].var, inner.var((0, 2, 3), correction=0))
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
-    probe.moments.clear()
+    probe.inputs.clear()
     network(x)  # the hooks are gone
-    assert probe.moments == []
+    assert probe.inputs == []
 
 
 def test_a_network_without_batch_norm_is_refused():
@@ -100,3 +101,10 @@ def test_smoothness_by_hand():
     # right: |1-0|, |4-2| mean 1.5; down: |2-0|, |4-1| mean 2.5; diagonals: |4-0|, |2-1|
     assert float(total_variation(image)) == pytest.approx(1.5 + 2.5 + 4 + 1)
     assert float(l2_norm(image)) == pytest.approx(21**0.5)
+
+
+def test_jsd_is_that_of_the_public_code():
+    student = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    teacher = torch.tensor([[3.0, 2.0, 1.0], [1.0, 0.0, -1.0]], dtype=torch.float64)
+    assert float(jsd_loss(student, teacher)) == pytest.approx(-0.02308027315487532, abs=1e-9)
+    assert float(jsd_loss(student, student)) == pytest.approx(0, abs=1e-12)

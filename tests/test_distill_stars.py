@@ -5,13 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stars_deploy.config.recipe import Stars
+from stars_deploy.config.recipe import Neuron, Stars
 from stars_deploy.distill.stars import (
+    StarsLoss,
+    firing_thresholds,
+    layer_weights,
     pooled,
     rca_loss,
+    scale_of,
     soft_exceedance,
-    standardise,
-    stars_loss,
+    started,
     tail_thresholds,
     tar_loss,
 )
@@ -91,11 +94,16 @@ def test_tar_at_a_fixed_threshold_by_hand():
     assert float(tar_loss(Z_T, Z_S, threshold, 0.5)) == pytest.approx(0.05808432344667722)
 
 
+def in_teacher_units(teacher, student):
+    scale = scale_of(teacher)
+    return (teacher - scale.mean) / scale.std, (student - scale.mean) / scale.std
+
+
 def test_tar_at_the_teachers_quantiles_by_hand():
     raw = tail_thresholds(Z_T, QUANTILES)
     assert raw.tolist() == pytest.approx([1.8, 2.1, 2.4, 2.7, 2.85])
     assert float(tar_loss(Z_T, Z_S, raw, 0.5)) == pytest.approx(0.03626559322062149)
-    teacher, student = standardise(Z_T, Z_S)
+    teacher, student = in_teacher_units(Z_T, Z_S)
     thresholds = tail_thresholds(teacher, QUANTILES)
     assert thresholds[0].item() == pytest.approx(0.2683281572999746)
     assert float(tar_loss(teacher, student, thresholds, 0.5)) == pytest.approx(0.0343298545329319)
@@ -106,7 +114,7 @@ def test_standardised_tar_ignores_a_common_affine(seed, scale, shift):
     z_t, z_s = normal(seed, 6, 4), normal(seed + 1, 6, 5)
 
     def value(t, s):
-        t, s = standardise(t, s)
+        t, s = in_teacher_units(t, s)
         return float(tar_loss(t, s, tail_thresholds(t, QUANTILES), 0.5))
 
     assert value(scale * z_t + shift, scale * z_s + shift) == pytest.approx(
@@ -143,7 +151,7 @@ def test_thresholds_and_scale_carry_no_gradient():
     def with_frozen(z):  # the same loss in raw units, thresholds and scale written as constants
         return tar_loss(z, Z_S, *constants)
 
-    standard, student = standardise(teacher, Z_S)
+    standard, student = in_teacher_units(teacher, Z_S)
     loss = tar_loss(standard, student, tail_thresholds(standard, QUANTILES), 0.5)
     (gradient,) = torch.autograd.grad(loss, teacher)
     step = 1e-6
@@ -161,17 +169,21 @@ def test_pooling_over_time_and_space():
     assert pooled(Z_T) is Z_T
 
 
+def stars(config):
+    return StarsLoss(config, Neuron(), 4)
+
+
 def features(seed, *lead):
     return [normal(seed + i, *lead, 2 + i, 3, 3) for i in range(2)]
 
 
 def test_stars_loss_averages_layers_and_takes_any_width():
     teacher, student = features(10, 6), features(20, 4, 6)
-    rca, tar = stars_loss(teacher, student, Stars())
+    rca, tar = stars(Stars())(teacher, student)
     by_hand = [rca_loss(pooled(t), pooled(s)) for t, s in zip(teacher, student, strict=True)]
     assert float(rca) == pytest.approx(float(sum(by_hand)) / 2)
     assert float(tar) > 0
-    plain = stars_loss(teacher, student, Stars(normalization="none")).tar
+    plain = stars(Stars(normalization="none"))(teacher, student).tar
     assert float(plain) != pytest.approx(float(tar))
 
 
@@ -181,15 +193,15 @@ def test_stars_loss_averages_layers_and_takes_any_width():
     ids=["disabled", "zero"],
 )
 def test_weights_of_zero_compute_nothing(config):
-    assert stars_loss([], [], config) == (None, None)
-    assert stars_loss(features(1, 4), features(2, 2, 4), Stars(lambda_tar=0)).tar is None
+    assert stars(config)([], []) == (None, None)
+    assert stars(Stars(lambda_tar=0))(features(1, 4), features(2, 2, 4)).tar is None
 
 
 def test_teacher_path_can_be_cut():
     teacher = [f.requires_grad_(True) for f in features(1, 4)]
     student = [f.requires_grad_(True) for f in features(5, 2, 4)]
     for cut in (False, True):
-        rca, tar = stars_loss(teacher, student, Stars(detach_teacher=cut))
+        rca, tar = stars(Stars(detach_teacher=cut))(teacher, student)
         grads = torch.autograd.grad(rca + tar, [*teacher, *student], allow_unused=True)
         reached = [g is not None and bool(g.abs().sum() > 0) for g in grads]
         assert reached == [not cut, not cut, True, True]
@@ -197,4 +209,94 @@ def test_teacher_path_can_be_cut():
 
 def test_networks_of_different_depth_are_refused():
     with pytest.raises(InputError, match="2 layers of the teacher and 1 of the student"):
-        stars_loss(features(1, 4), features(2, 2, 4)[:1], Stars())
+        stars(Stars())(features(1, 4), features(2, 2, 4)[:1])
+
+
+def test_tar_in_units_of_each_channel_by_hand():
+    # Every channel of Z_T becomes (-1, 1): quantiles 0.6, 1, 1, 1, 1.
+    config = Stars(lambda_rca=0, normalization="teacher_channel")
+    assert float(stars(config)([Z_T], [Z_S]).tar) == pytest.approx(0.04352442167605994)
+
+
+def test_quantiles_of_each_channel_are_per_channel():
+    shifted = Z_T + rows(0.0, 100.0)
+    config = Stars(lambda_rca=0, normalization="none", thresholds="channel_quantile")
+    plain = stars(config)([Z_T], [Z_S]).tar
+    moved = stars(config)([shifted], [Z_S + rows(0.0, 100.0)]).tar
+    assert float(moved) == pytest.approx(float(plain))
+    assert float(plain) > 0
+
+
+def test_firing_thresholds_of_eq_8():
+    assert firing_thresholds(Neuron(), 4) == pytest.approx([2, 4 / 3, 8 / 7, 16 / 15])
+    assert firing_thresholds(Neuron(decay_input=False), 2) == pytest.approx([1, 2 / 3])
+    assert firing_thresholds(Neuron(model="if"), 4) == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
+
+
+def test_lif_thresholds_are_raw_currents_in_the_units_compared():
+    teacher, student = normal(7, 6, 4) + 1, normal(8, 6, 5) + 1
+    config = Stars(lambda_rca=0, thresholds="lif", delta=0.3)
+    scale = scale_of(teacher)
+    raw = torch.tensor(firing_thresholds(Neuron(), 4), dtype=torch.float64)
+    expected = tar_loss(
+        (teacher - scale.mean) / scale.std,
+        (student - scale.mean) / scale.std,
+        (raw - scale.mean) / scale.std,
+        0.3,
+    )
+    assert float(stars(config)([teacher], [student]).tar) == pytest.approx(float(expected))
+
+
+def test_fixed_thresholds_are_used_as_they_are():
+    config = Stars(lambda_rca=0, thresholds="fixed", fixed=(1.0,), normalization="none")
+    assert float(stars(config)([Z_T], [Z_S]).tar) == pytest.approx(
+        float(tar_loss(Z_T, Z_S, rows(1.0), 0.5))
+    )
+
+
+def test_layer_weights_by_hand():
+    teacher = [Z_T, Z_T]
+    student = [Z_S, Z_T]  # the second pair is equal: its losses are 0
+    alone = stars(Stars())([Z_T], [Z_S])
+    for weights, share in (("equal", 1 / 2), ("linear", 1 / 3), ((1.0, 3.0), 1 / 4)):
+        both = stars(Stars(layer_weights=weights))(teacher, student)
+        assert float(both.rca) == pytest.approx(share * float(alone.rca))
+        assert float(both.tar) == pytest.approx(share * float(alone.tar))
+    assert layer_weights(Stars(layer_weights=(2.0, 6.0)), 2) == [0.25, 0.75]
+    with pytest.raises(InputError, match="expected 3 numbers"):
+        layer_weights(Stars(layer_weights=(1.0, 1.0)), 3)
+
+
+def test_per_step_is_the_mean_over_steps():
+    teacher, student = features(30, 6)[:1], features(31, 3, 6)[:1]
+    whole = stars(Stars(per_step=True))(teacher, student).rca
+    steps = [rca_loss(pooled(teacher[0]), pooled(step)) for step in student[0]]
+    assert float(whole) == pytest.approx(float(sum(steps)) / 3)
+    assert float(whole) != pytest.approx(float(stars(Stars())(teacher, student).rca))
+
+
+def test_running_units_move_slowly_towards_the_batch():
+    loss = stars(Stars(normalization="teacher_running"))
+    loss([Z_T], [Z_S])
+    loss([Z_T + 10], [Z_S])
+    assert float(loss.running[0].mean) == pytest.approx(float(Z_T.mean()) + 1)
+
+
+def test_dead_rows_with_a_floor_have_a_bounded_slope():
+    student = (1e-4 * normal(10, 4, 3)).requires_grad_(True)
+    teacher = normal(9, 4, 3)
+    (gradient,) = torch.autograd.grad(rca_loss(teacher, student, mask_dead=False), student)
+    assert 0 < float(gradient.norm()) < 100
+    (masked,) = torch.autograd.grad(rca_loss(teacher, student), student)
+    assert float(masked.norm()) == 0
+
+
+def test_channel_units_need_equal_widths():
+    with pytest.raises(InputError, match="3 and 4 channels"):
+        stars(Stars(normalization="teacher_channel"))([normal(1, 5, 3)], [normal(2, 5, 4)])
+
+
+def test_start_gate():
+    for start, epochs in (("always", [0, 1, 2, 3]), ("warmup", [2, 3]), ("warmup+1", [3])):
+        config = Stars(start=start)
+        assert [epoch for epoch in range(4) if started(config, epoch, 2)] == epochs

@@ -18,7 +18,7 @@ from stars_deploy.errors import InputError
 from stars_deploy.networks.base import Network
 from stars_deploy.networks.families import build_student, seeded
 from stars_deploy.networks.images import to_input
-from stars_deploy.networks.neuron import lif
+from stars_deploy.networks.neuron import spike_train
 
 NEURONS = [
     (Neuron(), 4),
@@ -30,7 +30,7 @@ NEURONS = [
 
 
 def rate(current, neuron, T):
-    return lif(current[None], T, neuron).mean(0)
+    return spike_train(current[None], T, neuron).mean(0)
 
 
 def normal(seed, *shape):
@@ -169,7 +169,7 @@ def test_slope_and_offset_are_folded_into_the_first_block(pair):
     expected = fit.slope.view(-1, 1, 1) * z + fit.offset.view(-1, 1, 1)
     torch.testing.assert_close(current, expected, atol=1e-4, rtol=1e-4)
     # the gain is in the input channels of the next convolution
-    weights = [block.conv.weight for block in nets.blocks[1]]
+    weights = [net.blocks[1].conv.weight for net in (nets.teacher, nets.student)]
     torch.testing.assert_close(weights[1], weights[0] * fit.gain.view(1, -1, 1, 1))
 
 
@@ -210,4 +210,4 @@ def test_the_teacher_is_left_alone(pair):
 def test_a_network_that_is_no_chain_is_refused(pair):
     recipe, nets = pair
     with pytest.raises(InputError, match=r"warm_start\.enabled = false"):
-        twins(recipe, nets.teacher, Network(1, None))
+        twins(recipe, nets.teacher, Network(None))

@@ -16,7 +16,7 @@ from norse.torch.functional.lif_box import (
 
 from stars_deploy.config.recipe import Neuron
 from stars_deploy.errors import RecipeError
-from stars_deploy.networks.neuron import Lif, lif, run
+from stars_deploy.networks.neuron import SpikingLayer, run, spike_train
 from stars_deploy.networks.surrogate import SURROGATES
 
 # Constant input a, tau = 2, V_th = 1: H_1 = a/2, without a spike H_t = a (1 - 2^-t).
@@ -39,7 +39,7 @@ TRAINS_WITHOUT_DECAY = {  # H_t = 2 a (1 - 2^-t)
 
 
 def train(a: float, neuron: Neuron, T: int = 8) -> str:
-    spikes = lif(torch.full((1, 1), a, dtype=torch.float64), T, neuron)
+    spikes = spike_train(torch.full((1, 1), a, dtype=torch.float64), T, neuron)
     return "".join(str(int(s)) for s in spikes[:, 0])
 
 
@@ -59,7 +59,7 @@ def test_first_spike_is_where_the_closed_form_crosses_the_threshold() -> None:
     # Eq. 8: first spike at the smallest t with a > V_th / (1 - (1 - 1/tau)^t).
     currents = torch.linspace(-1, 5, 2001, dtype=torch.float64)
     for tau in (1.5, 2.0, 4.0):
-        spikes = lif(currents[None], 8, Neuron(tau=tau))
+        spikes = spike_train(currents[None], 8, Neuron(tau=tau))
         crossing = [1 / (1 - (1 - 1 / tau) ** t) for t in range(1, 9)]
         for a, fired in zip(currents.tolist(), spikes.T, strict=True):
             if min(abs(a - theta) for theta in crossing) < 1e-9:
@@ -124,7 +124,7 @@ def test_norse_backend_agrees_with_fused_in_spikes_and_gradient(detach_reset: bo
     results = []
     for neuron in (fused, norse):
         leaf = x.clone().requires_grad_()
-        spikes = lif(leaf, 6, neuron)
+        spikes = spike_train(leaf, 6, neuron)
         results.append((spikes, *torch.autograd.grad((spikes * weight).sum(), leaf)))
     assert torch.equal(results[0][0], results[1][0])
     assert results[0][1].abs().max() > 0.1
@@ -181,7 +181,7 @@ def test_fused_gradient_equals_autograd(
     x = torch.randn(shape, dtype=torch.float64, generator=generator) + 1
     weight = torch.randn((T, 2, 3, 7, 5), dtype=torch.float64, generator=generator)
     gradients = []
-    for function in (lif, plain_loop):
+    for function in (spike_train, plain_loop):
         leaf = x.clone().requires_grad_()
         spikes = function(leaf, T, neuron)
         gradients.append(torch.autograd.grad((spikes * weight).sum(), leaf)[0])
@@ -229,23 +229,23 @@ def test_surrogate_has_unit_area(name: str, alpha: float) -> None:
 @given(a=st.floats(-4, 4), b=st.floats(-4, 4), tau=st.floats(1, 8), decay=st.booleans())
 def test_more_current_never_means_fewer_spikes(a: float, b: float, tau: float, decay: bool) -> None:
     neuron = Neuron(tau=tau, decay_input=decay)
-    counts = lif(torch.tensor([[a, b]], dtype=torch.float64), 12, neuron).sum(0)
+    counts = spike_train(torch.tensor([[a, b]], dtype=torch.float64), 12, neuron).sum(0)
     assert (counts[0] - counts[1]) * (a - b) >= 0
 
 
 @given(x=st.floats(-4, 4, width=32), tau=st.sampled_from([1.0, 2.0, 4.0]))
 def test_one_step_is_a_threshold(x: float, tau: float) -> None:
-    assert lif(torch.tensor([[x]]), 1, Neuron(tau=tau)).item() == float(x / tau > 1)
+    assert spike_train(torch.tensor([[x]]), 1, Neuron(tau=tau)).item() == float(x / tau > 1)
 
 
 def test_time_axis_of_a_constant_current_is_made_by_the_neuron() -> None:
     x = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(5)) * 2 + 1
     neuron = Neuron()
-    assert torch.equal(lif(x, 6, neuron), lif(x.expand(6, 4, 3), 6, neuron))
+    assert torch.equal(spike_train(x, 6, neuron), spike_train(x.expand(6, 4, 3), 6, neuron))
 
 
 def test_state_is_fresh_at_every_call_and_in_every_mode() -> None:
-    layer = Lif(Neuron(), 4)
+    layer = SpikingLayer(Neuron(), 4)
     x = torch.randn(4, 50, generator=torch.Generator().manual_seed(6)) + 1
     first = layer(x)
     assert torch.equal(layer(x), first)
@@ -259,16 +259,16 @@ def test_bfloat16_currents_are_integrated_in_float32(backend: str) -> None:
     neuron = Neuron(backend=backend, surrogate=surrogate)
     x = (torch.randn(6, 5000, generator=torch.Generator().manual_seed(7)) + 1.2).bfloat16()
     leaf = x.clone().requires_grad_()
-    spikes = lif(leaf, 6, neuron)
+    spikes = spike_train(leaf, 6, neuron)
     assert spikes.dtype == torch.bfloat16
-    assert torch.equal(spikes.float(), lif(x.float(), 6, neuron))
+    assert torch.equal(spikes.float(), spike_train(x.float(), 6, neuron))
     spikes.sum().backward()
     assert leaf.grad is not None and leaf.grad.dtype == torch.bfloat16
 
 
 def test_memory_format_is_kept() -> None:
     x = torch.randn(8, 3, 5, 5).to(memory_format=torch.channels_last).requires_grad_()
-    spikes = lif(x.view(4, 2, 3, 5, 5), 4, Neuron())
+    spikes = spike_train(x.view(4, 2, 3, 5, 5), 4, Neuron())
     assert spikes.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
     (gradient,) = torch.autograd.grad(spikes.sum(), x)
     assert gradient.is_contiguous(memory_format=torch.channels_last)
@@ -276,7 +276,7 @@ def test_memory_format_is_kept() -> None:
 
 def test_wrong_number_of_steps_is_refused() -> None:
     with pytest.raises(ValueError, match="3 steps, expected 4"):
-        lif(torch.zeros(3, 2), 4, Neuron())
+        spike_train(torch.zeros(3, 2), 4, Neuron())
 
 
 @pytest.mark.parametrize(
@@ -293,4 +293,60 @@ def test_wrong_number_of_steps_is_refused() -> None:
 )
 def test_impossible_neurons_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        Lif(Neuron.model_validate(options), 4)
+        SpikingLayer(Neuron.model_validate(options), 4)
+
+
+def plain_plif(x: torch.Tensor, w: torch.Tensor, neuron: Neuron) -> torch.Tensor:
+    """PLIF as written, differentiated by autograd."""
+    slope = lambda u: SURROGATES[neuron.surrogate](u, neuron.alpha)  # noqa: E731
+    k, v, spikes = torch.sigmoid(w), torch.zeros_like(x[0]), []
+    for current in x:
+        h = v + k * (current - v) if neuron.decay_input else v * (1 - k) + current
+        s = _Spike.apply(h - neuron.v_threshold, slope)
+        v = h * (1 - (s.detach() if neuron.detach_reset else s))
+        spikes.append(s)
+    return torch.stack(spikes)
+
+
+@pytest.mark.parametrize("decay_input", [True, False])
+@pytest.mark.parametrize("detach_reset", [True, False])
+def test_plif_has_the_plain_loops_gradients(decay_input: bool, detach_reset: bool) -> None:
+    neuron = Neuron(model="plif", decay_input=decay_input, detach_reset=detach_reset)
+    rng = torch.Generator().manual_seed(11)
+    x = torch.randn(5, 400, dtype=torch.float64, generator=rng) + 0.8
+    weight = torch.randn(5, 400, dtype=torch.float64, generator=rng)
+    layer = SpikingLayer(neuron, 5).double()
+    with torch.no_grad():
+        layer.w.fill_(0.3)
+    leaf, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    spikes = layer(leaf)
+    w = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    expected = plain_plif(other, w, neuron)
+    assert torch.equal(spikes, expected) and 0.05 < spikes.mean() < 0.95
+    ours = torch.autograd.grad((spikes * weight).sum(), [leaf, layer.w])
+    theirs = torch.autograd.grad((expected * weight).sum(), [other, w])
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert abs(float(ours[1])) > 1e-3
+
+
+def test_plif_starts_as_the_lif_of_its_tau_and_if_adds_up() -> None:
+    x = torch.randn(6, 500, generator=torch.Generator().manual_seed(12)) + 0.8
+    for tau in (1.0, 2.0, 5.0):
+        layer = SpikingLayer(Neuron(model="plif", tau=tau), 6)
+        assert layer.tau == pytest.approx(max(tau, 1.001), rel=1e-4)
+        same = (layer(x) == spike_train(x, 6, Neuron(tau=layer.tau))).float().mean()
+        assert same > 0.999
+    # H = 0.4, 0.8, 1.2 -> spike and reset
+    assert train(0.4, Neuron(model="if")) == "00100100"
+    assert train(1.0, Neuron(model="if")) == "01010101"  # H_1 = V_th is no spike
+
+
+def test_if_back_propagates_through_time_without_leak() -> None:
+    # No spike at all: dH_T/dX_t = 1 for every t, so all gradients are the surrogate's sums.
+    x = torch.full((3, 1), 0.1, dtype=torch.float64, requires_grad=True)
+    spikes = spike_train(x, 3, Neuron(model="if"))
+    (gradient,) = torch.autograd.grad(spikes.sum(), x)
+    slopes = [float(SURROGATES["atan"](torch.tensor(h - 1.0), 2.0)) for h in (0.1, 0.2, 0.3)]
+    expected = [sum(slopes), sum(slopes[1:]), slopes[2]]
+    assert gradient.flatten().tolist() == pytest.approx(expected, rel=1e-5)

@@ -15,7 +15,7 @@ from stars_deploy.networks.base import Network
 from stars_deploy.networks.device import resolve
 from stars_deploy.networks.families import build_student, build_teacher, seeded
 from stars_deploy.networks.images import augment, normalise, to_input
-from stars_deploy.networks.neuron import lif
+from stars_deploy.networks.neuron import spike_train
 
 CPU = torch.device("cpu")
 
@@ -101,7 +101,7 @@ def test_taps_are_what_enters_and_leaves_every_neuron() -> None:
         (3, 5, 6, 3, 3),
     ]
     for before, after in zip(taps.pre_activations, taps.activations, strict=True):
-        assert torch.equal(after, lif(before, 3, Neuron()))
+        assert torch.equal(after, spike_train(before, 3, Neuron()))
     assert torch.equal(taps.logits, taps.step_logits.mean(0))
 
 

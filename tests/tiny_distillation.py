@@ -32,7 +32,6 @@ DOCUMENT: dict[str, Any] = {
     "synthesis": {
         "batch_size": 10,
         "bn": 1.0,
-        "pixels": {"images": 6, "steps": 4},
         "nayer": {
             "g_steps": 5,
             "g_life": 2,

@@ -31,7 +31,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             raise _fail(str(error), error.exit_code) from None
         except KeyboardInterrupt:
             raise _fail(
-                "interrupted; a distillation continues with the same command and --resume",
+                "interrupted; the same command goes on where it stopped (distill: with --resume)",
                 INTERRUPTED,
             ) from None
         except OSError as error:

@@ -12,7 +12,7 @@ from stars_deploy.cli.base import command, next_step
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DataOption = Annotated[
-    str, typer.Option("--data", help="Data set: a name, a folder of idx files, or an npz.")
+    str, typer.Option("--data", help="Data set: a name, a folder of idx or image files, an npz.")
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -50,7 +50,9 @@ def distill(
     weights: Annotated[
         Path | None, typer.Option(help="The teacher's weights (safetensors).")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="Synthesis method: nayer.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Synthesis: deepinversion, cmi or nayer.")
+    ] = None,
     stars: Annotated[
         bool | None, typer.Option("--stars/--no-stars", help="RCA and TAR on or off.")
     ] = None,
@@ -67,6 +69,8 @@ def distill(
     Example: stars-deploy distill fashion-mnist --seed 1 --out run
     """
     from stars_deploy.config.recipe import find_recipe, load_recipe
+    from stars_deploy.errors import InputError
+    from stars_deploy.networks.weights import load_teacher
     from stars_deploy.workflow.distill import distill as run
     from stars_deploy.workflow.distill import plan
 
@@ -78,8 +82,12 @@ def distill(
         changes.append(f"stars.enabled={str(stars).lower()}")
     chosen, origin = load_recipe(recipe, changes), find_recipe(recipe)
     if dry_run:
+        if weights is not None:
+            load_teacher(chosen, weights, origin)  # refuses what the run would refuse
         _show_plan(plan(chosen))
         return
+    if resume and not (out / "recipe.toml").is_file():
+        raise InputError(f"{out}: holds no run to resume; without --resume it is started anew")
     with console.progress() as progress:
         summary = run(chosen, out, origin=origin, resume=resume, weights=weights, progress=progress)
     console.emit(summary)

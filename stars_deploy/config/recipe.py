@@ -67,8 +67,12 @@ class TeacherTraining(_Section):
 
 
 class Neuron(_Section):
-    """The LIF of the student: H = V + (X - (V - V_r)) / tau, spike where H > V_th, reset to V_r."""
+    """The student's neuron: lif H = V + (X - (V - V_r)) / tau, spike where H > V_th, reset to V_r.
 
+    if: H = V + X, without leak. plif: one learned time constant per layer, tau to begin with.
+    """
+
+    model: Literal["lif", "if", "plif"] = "lif"
     tau: float = Field(default=2.0, ge=1)  # membrane time constant in time steps
     v_threshold: float = Field(default=1.0, gt=0)
     v_reset: float = 0.0
@@ -82,8 +86,10 @@ class Neuron(_Section):
 class Student(_Section):
     """The spiking network that is trained."""
 
-    architecture: Literal["twin"] = "twin"  # the teacher's layers with every ReLU made a LIF
+    architecture: str = "twin"  # the teacher's layers with every ReLU made a neuron; or a family
+    args: dict[str, Any] = Field(default_factory=dict)  # of a twin: where it differs
     T: Positive = 4  # time steps
+    tdbn: float | None = Field(default=None, gt=0)  # BatchNorm weights start at this times V_th
 
 
 class Nayer(_Section):
@@ -106,45 +112,113 @@ class Nayer(_Section):
     harvest_from: int = Field(default=30, ge=0)
 
 
-class Pixels(_Section):
-    """Images optimised pixel by pixel before epoch 0; they join the pool."""
+class DeepInversion(_Section):
+    """DeepInversion: every batch is optimised pixel by pixel from noise."""
 
-    images: int = Field(default=0, ge=0)
-    steps: Positive = 120
-    lr: float = Field(default=0.1, gt=0)  # of normalised pixels, cosine to a tenth
-    bn: NotNegative = 1.0
-    oh: NotNegative = 1.0
-    tv: NotNegative = 0.05
-    l2: NotNegative = 0.0
+    g_steps: Positive = 1000
+    select: Literal["last", "best"] = "last"
+
+
+class Cmi(_Section):
+    """CMI (contrastive model inversion): per batch a new generator and latent codes, both trained.
+
+    The contrastive term tells images of a batch, and of earlier ones, apart in teacher features.
+    """
+
+    g_steps: Positive = 200
+    nz: Positive = 256
+    ngf: Positive = 64
+    cr: NotNegative = 0.8  # weight of the contrastive term
+    cr_T: float = Field(default=0.2, gt=0)  # its temperature
+    n_neg: Positive = 4096  # earlier images that a batch is compared with
+    bank: Positive = 40_960  # features of earlier images kept
+    head_dim: Positive = 256
+    features: Literal["auto", "bn", "stages"] = "auto"  # auto: stages above 2048 BN channels
+    select: Literal["last", "best"] = "best"
+
+
+# The published weights of each method for 32x32 images: STARS, appendix A.
+METHOD_DEFAULTS: dict[str, dict[str, float]] = {
+    "deepinversion": {"batch_size": 256, "lr": 0.1, "adv": 1.0, "bn": 10.0, "oh": 1.0},
+    "cmi": {"batch_size": 256, "lr": 1e-3, "adv": 0.5, "bn": 1.0, "oh": 1.0},
+    "nayer": {"batch_size": 400, "lr": 4e-3, "adv": 1.33, "bn": 20.0, "oh": 0.75},
+}
 
 
 class Synthesis(_Section):
-    """Image synthesis from the teacher."""
+    """Image synthesis from the teacher; what a recipe leaves out is the method's published value.
 
-    method: Literal["nayer"] = "nayer"
-    batch_size: int = Field(default=400, ge=2)  # statistics of one image match nothing
-    lr: float = Field(default=4e-3, gt=0)
-    adv: NotNegative = 1.33
-    bn: NotNegative = 20.0
-    oh: NotNegative = 0.75
+    Weights: adv competition with the student, bn BatchNorm statistics, oh class prior, tv total
+    variation, l2 norm of the images.
+    """
+
+    method: Literal["deepinversion", "cmi", "nayer"] = "nayer"
+    batch_size: int = Field(ge=2)  # statistics of one image match nothing
+    lr: float = Field(gt=0)
+    adv: NotNegative
+    bn: NotNegative
+    oh: NotNegative
     tv: NotNegative = 0.0
     l2: NotNegative = 0.0
     bn_loss: Literal["norm", "squared"] = "norm"
-    pixels: Pixels = Pixels()
+    deepinversion: DeepInversion = DeepInversion()
+    cmi: Cmi = Cmi()
     nayer: Nayer = Nayer()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        method = given.get("method", "nayer")
+        known = METHOD_DEFAULTS.get(method) if isinstance(method, str) else None
+        return (known or METHOD_DEFAULTS["nayer"]) | given
 
 
 class Stars(_Section):
-    """STARS: relational consistency (RCA) and tail-aware rate (TAR) alignment, Eq. 12-18."""
+    """STARS: relational consistency (RCA) and tail-aware rate (TAR) alignment, Eq. 12-18.
+
+    The paper leaves choices open; the first value of each key is our default, and what its text
+    says where it says anything.
+    """
 
     enabled: bool = True
     lambda_rca: NotNegative = 1.0
     lambda_tar: NotNegative = 1.0
+    # Which pre-activations: the last one of every stage, all, the last, or neuron layers by name.
+    layers: Literal["stage_ends", "all", "last"] | tuple[str, ...] = "stage_ends"
+    features: Literal["pre_activation", "pre_bn"] = "pre_activation"
+    # Networks of different depth: the i-th selected layer with the i-th, or by relative depth.
+    pairing: Literal["stage", "depth"] = "stage"
+    layer_weights: Literal["equal", "linear"] | tuple[NotNegative, ...] = "equal"
+    per_step: bool = False  # compare every time step, instead of the mean over time
     quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.6, 0.7, 0.8, 0.9, 0.95)
+    # TAR: quantiles of the teacher (of all values, or per channel), the values of `fixed`, or the
+    # constant currents above which the neuron fires by step 1, 2, ..., T (Eq. 8).
+    thresholds: Literal["quantile", "channel_quantile", "fixed", "lif"] = "quantile"
+    fixed: tuple[float, ...] = ()
     delta: float = Field(default=0.5, gt=0)
-    layers: Literal["stage_ends", "all", "last"] = "stage_ends"
-    normalization: Literal["teacher_global", "none"] = "teacher_global"
+    normalization: Literal["teacher_global", "teacher_channel", "teacher_running", "none"] = (
+        "teacher_global"
+    )
+    dead_rows: Literal["mask", "eps"] = "mask"  # RCA: silent samples left out, or a floor of 0.01
     detach_teacher: bool = False
+    # With the student's first training epoch, one epoch later, or from epoch 0 on.
+    start: Literal["warmup", "warmup+1", "always"] = "warmup"
+    # Gradient norm of RCA + TAR at the images relative to that of all other terms; unset: as it is.
+    balance: float | None = Field(default=None, gt=0)
+    # teacher: the student's features are brought to the teacher's moments on the pool first.
+    units: Literal["literal", "teacher"] = "literal"
+
+    @model_validator(mode="after")
+    def _fixed_are_given(self) -> Stars:
+        if (self.thresholds == "fixed") != bool(self.fixed):
+            raise ValueError("stars.fixed holds values if and only if thresholds = 'fixed'")
+        if self.thresholds.endswith("quantile") and not self.quantiles:
+            raise ValueError("stars.quantiles is empty")
+        if isinstance(self.layers, tuple) and not self.layers:
+            raise ValueError("stars.layers names no layer")
+        return self
 
 
 class Pool(_Section):
@@ -207,7 +281,7 @@ class Recipe(_Section):
     training: TeacherTraining = TeacherTraining()
     student: Student = Student()
     neuron: Neuron = Neuron()
-    synthesis: Synthesis = Synthesis()
+    synthesis: Synthesis = Field(default_factory=lambda: Synthesis.model_validate({}))
     stars: Stars = Stars()
     pool: Pool = Pool()
     warm_start: WarmStart = WarmStart()
@@ -238,17 +312,49 @@ def find_recipe(spec: str | Path) -> Path:
 def load_recipe(spec: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and validate a recipe; `overrides` are ``key.path=value`` strings, values in TOML.
 
+    ``extends = ["base.toml", ...]`` names recipes, relative to the file, whose values it starts
+    from, later ones over earlier ones.
+
     Raises:
         RecipeError: unknown recipe, malformed TOML, unknown key, or a value out of range.
     """
     path = find_recipe(spec)
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
-        raise RecipeError(f"{path}: not valid TOML ({problem})") from None
+    document = _document(path, ())
     for override in overrides:
         _set(document, override)
     return parse_recipe(document, str(path))
+
+
+def _document(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the document of a recipe file with what it extends; `above` are its heirs."""
+    if path.resolve() in above:
+        raise RecipeError(f"{path}: extends itself")
+    try:
+        own = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise RecipeError(f"{path}: cannot be read ({problem.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise RecipeError(f"{path}: not valid TOML ({problem})") from None
+    bases = own.pop("extends", [])
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise RecipeError(f"{path}: extends must be a list of recipe files")
+    document: dict[str, Any] = {}
+    for base in bases:
+        inherited = _document(path.parent / base, (*above, path.resolve()))
+        teacher = inherited.get("teacher", {})
+        if isinstance(teacher, dict) and isinstance(teacher.get("weights"), str):
+            # Relative to the file that says it, whoever inherits it.
+            teacher["weights"] = str((path.parent / base).resolve().parent / teacher["weights"])
+        document = _merged(document, inherited)
+    return _merged(document, own)
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
 
 
 def parse_recipe(document: Mapping[str, Any], origin: str) -> Recipe:

@@ -14,7 +14,7 @@ import torch
 from stars_deploy.errors import InputError
 from stars_deploy.files import write_bytes
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = Path("checkpoint") / "state.pt"
 MAX_SHARE = 0.05  # of a run's time that writing checkpoints may take
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,6 @@ from stars_deploy.errors import TrainingDiverged
 
 METRICS = "metrics.jsonl"
 TITLES = {
-    "pixels": "optimise pixels",
     "synthesis": "synthesise",
     "calibration": "calibrate",
     "kd": "distil",
@@ -32,11 +32,16 @@ def run(
     out: Path,
     state: dict[str, Any] | None = None,
     progress: Progress = no_progress,
+    after_epoch: Callable[[int], None] | None = None,
 ) -> float:
     """Do the steps of the session's recipe that `state`, a checkpoint, has not done yet.
 
     Writes OUT/metrics.jsonl and OUT/checkpoint. When a checkpoint is written depends on the clock,
     what it holds only on the step it follows, so the clock has no influence on the numbers.
+
+    Args:
+        after_epoch: called with the number of every epoch that has trained the student; of one
+            that a continued run does again, once more. It must not change the session.
 
     Returns:
         Seconds of work, including those that the checkpoint knows of.
@@ -63,10 +68,18 @@ def run(
             reporter.completed(step)
             if metrics:
                 log.write({**_place(step), **metrics, "time_s": time.monotonic() - start})
+            if after_epoch is not None and _ends_epoch(session, step):
+                paused = time.monotonic()
+                after_epoch(step.epoch)
+                start += time.monotonic() - paused  # looking on is no work of the run
             if timer.due():
                 timer.measure(partial(save, number + 1))
         save(sum(totals(session.recipe).values()))
     return time.monotonic() - start
+
+
+def _ends_epoch(session: Session, step: Step) -> bool:
+    return step.phase == "kd" and step.number == session.recipe.kd.steps - 1
 
 
 def _place(step: Step) -> dict[str, Any]:

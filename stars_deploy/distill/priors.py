@@ -26,7 +26,8 @@ class Moments(NamedTuple):
 class BatchNormProbe:
     """Reads the moments at the input of every BatchNorm2d of a network, one forward at a time.
 
-    Use as a context manager; hooks exist only inside it. `moments` holds the last forward.
+    Use as a context manager; hooks exist only inside it. `moments` and `inputs` hold the last
+    forward.
 
     Raises:
         InputError: the network has no BatchNorm2d with running statistics.
@@ -43,7 +44,12 @@ class BatchNormProbe:
                 "the teacher has no BatchNorm with running statistics; "
                 "data-free synthesis matches these and needs a conv-BatchNorm-ReLU teacher"
             )
-        self.moments: list[Moments] = []
+        self.inputs: list[Tensor] = []
+
+    @property
+    def moments(self) -> list[Moments]:
+        """Mean and biased variance at every BatchNorm, in the network's order."""
+        return [batch_moments(features) for features in self.inputs]
 
     @property
     def targets(self) -> list[Moments]:
@@ -51,7 +57,7 @@ class BatchNormProbe:
         return [Moments(_buffer(n.running_mean), _buffer(n.running_var)) for n in self._norms]
 
     def __enter__(self) -> BatchNormProbe:
-        self.moments = [Moments(torch.empty(0), torch.empty(0)) for _ in self._norms]
+        self.inputs = [torch.empty(0) for _ in self._norms]
         self._handles = [
             norm.register_forward_pre_hook(self._hook(i)) for i, norm in enumerate(self._norms)
         ]
@@ -68,7 +74,7 @@ class BatchNormProbe:
 
     def _hook(self, index: int):  # type: ignore[no-untyped-def]  # torch's hook signature
         def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.moments[index] = batch_moments(inputs[0])
+            self.inputs[index] = inputs[0]
 
         return record
 
@@ -141,6 +147,20 @@ def adversarial_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(dim=1)
     agree = student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)
     return -(divergence * agree).mean()
+
+
+def jsd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float = 3.0) -> Tensor:
+    """Return -JS(P, Q) with P = softmax(s / tau), Q = softmax(t / tau), logits `[B, K]`.
+
+    JS = KL(M || P) / 2 + KL(M || Q) / 2, M = (P + Q) / 2, each clamped to [0.01, 0.99], which stops
+    the gradient of classes that are decided. The direction is that of the public code.
+
+    Source: Yin et al., DeepInversion (CVPR 2020), adaptive variant.
+    """
+    p, q = (F.softmax(logits / tau, dim=1) for logits in (student_logits, teacher_logits))
+    m = ((p + q) / 2).clamp(0.01, 0.99)
+    divergences = [(m * (m.log() - x.clamp(0.01, 0.99).log())).sum(dim=1).mean() for x in (p, q)]
+    return -torch.stack(divergences).mean()
 
 
 def total_variation(images: Tensor) -> Tensor:

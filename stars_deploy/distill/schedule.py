@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple
 from stars_deploy.config.recipe import Recipe
 from stars_deploy.distill.synthesis.nayer import loops, new_generator_due
 
-Phase = Literal["pixels", "synthesis", "calibration", "kd"]
+Phase = Literal["synthesis", "calibration", "kd"]
 
 
 class Step(NamedTuple):
-    """Step `number` of one phase of one epoch; pixel images are made in epoch 0."""
+    """Step `number` of one phase of one epoch."""
 
     phase: Phase
     epoch: int
@@ -23,13 +23,11 @@ class Step(NamedTuple):
 def steps(recipe: Recipe) -> Iterator[Step]:
     """Yield every step of a run in order.
 
-    Pixel images first; then per epoch synthesis and, after the warm-up, distillation. The warm
-    start is calibrated once, as soon as the warm-up has filled the pool: before the first synthesis
-    in which the student takes part, or after it if there was none to take images from.
+    Per epoch synthesis and, after the warm-up, distillation. The warm start is calibrated once, as
+    soon as the warm-up has filled the pool: before the first synthesis in which the student takes
+    part, or after it if there was none to take images from.
     """
-    if recipe.synthesis.pixels.images:
-        yield from (Step("pixels", 0, i) for i in range(recipe.synthesis.pixels.steps))
-    pool_filled = recipe.run.warmup > 0 or recipe.synthesis.pixels.images > 0
+    pool_filled = recipe.run.warmup > 0
     calibrated = recipe.warm_start.enabled and recipe.warm_start.calibration_images > 0
     for epoch in range(recipe.run.epochs):
         first = calibrated and epoch == recipe.run.warmup
@@ -44,8 +42,11 @@ def steps(recipe: Recipe) -> Iterator[Step]:
 
 def synthesis_steps(recipe: Recipe, epoch: int) -> int:
     """Return the synthesis steps of an epoch."""
-    nayer = recipe.synthesis.nayer
-    return loops(nayer, epoch, recipe.run.warmup) * nayer.g_steps
+    synthesis = recipe.synthesis
+    if synthesis.method == "nayer":
+        return loops(synthesis.nayer, epoch, recipe.run.warmup) * synthesis.nayer.g_steps
+    own = synthesis.cmi if synthesis.method == "cmi" else synthesis.deepinversion
+    return own.g_steps
 
 
 def totals(recipe: Recipe) -> dict[str, int]:
@@ -57,12 +58,14 @@ def synthetic_images(recipe: Recipe) -> int:
     """Return how many images a run makes in all (the pool may hold fewer)."""
     nayer, warmup = recipe.synthesis.nayer, recipe.run.warmup
     epochs = range(recipe.run.epochs)
+    if recipe.synthesis.method != "nayer":
+        return len(epochs) * recipe.synthesis.batch_size
     batches = sum(loops(nayer, epoch, warmup) for epoch in epochs)
     if nayer.harvest_every:
         per_loop = len(range(nayer.harvest_from, nayer.g_steps - 1, nayer.harvest_every))
         lives = sum(new_generator_due(nayer, epoch, warmup) for epoch in epochs)
         batches += (batches - lives) * per_loop
-    return batches * recipe.synthesis.batch_size + recipe.synthesis.pixels.images
+    return batches * recipe.synthesis.batch_size
 
 
 def estimate(recipe: Recipe) -> dict[str, Any]:
@@ -71,7 +74,6 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     return {
         "epochs": recipe.run.epochs,
         "warmup_epochs": recipe.run.warmup,
-        "pixel_steps": counts.get("pixels", 0),
         "synthesis_steps": counts.get("synthesis", 0),
         "synthetic_images": synthetic_images(recipe),
         "calibrations": counts.get("calibration", 0),

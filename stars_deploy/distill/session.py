@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,13 +12,13 @@ from torch import Tensor
 from stars_deploy.config.recipe import Recipe
 from stars_deploy.distill import kd
 from stars_deploy.distill.pool import ImagePool
-from stars_deploy.distill.priors import BatchNormProbe
 from stars_deploy.distill.randomness import make_rng, module_init
 from stars_deploy.distill.schedule import Step
 from stars_deploy.distill.synthesis.base import Synthesizer
+from stars_deploy.distill.synthesis.cmi import Cmi
+from stars_deploy.distill.synthesis.deepinversion import DeepInversion
 from stars_deploy.distill.synthesis.judge import ImageJudge
 from stars_deploy.distill.synthesis.nayer import Nayer
-from stars_deploy.distill.synthesis.pixels import Pixels
 from stars_deploy.distill.warm_start import analytic_start, calibrate, twins
 from stars_deploy.errors import TrainingDiverged
 from stars_deploy.networks.base import Network
@@ -26,6 +27,11 @@ from stars_deploy.networks.images import augment, to_input
 
 KD_LOG_EVERY = 20  # steps between two lines about the student
 Metrics = dict[str, Any]
+METHODS: dict[str, Callable[[Recipe, ImageJudge], Synthesizer]] = {
+    "deepinversion": DeepInversion,
+    "cmi": Cmi,
+    "nayer": Nayer,
+}
 
 
 class Session:
@@ -50,18 +56,8 @@ class Session:
         self.optimizer = kd.new_optimizer(self.student, recipe)
         self._augment_rng = make_rng(recipe.run.seed, "student augmentation")
         self._judge_rng = make_rng(recipe.run.seed, "synthesis augmentation")
-        self._probe = BatchNormProbe(teacher)
-        self.synthesizer: Synthesizer = Nayer(recipe, self._judge())
-        # Exists only until its images are in the pool.
-        self.pixels: Pixels | None = None
-        if recipe.synthesis.pixels.images:
-            self.pixels = Pixels(recipe, self._judge(pixels=True))
-
-    def _judge(self, pixels: bool = False) -> ImageJudge:
-        weights = self.recipe.synthesis.pixels if pixels else None
-        return ImageJudge(
-            self.recipe, self.teacher, self.student, self._probe, self._judge_rng, weights
-        )
+        self._judge = ImageJudge(recipe, teacher, self.student, self._judge_rng)
+        self.synthesizer: Synthesizer = METHODS[recipe.synthesis.method](recipe, self._judge)
 
     def advance(self, step: Step) -> Metrics:
         """Do one step; return what is to be logged about it, mostly nothing.
@@ -77,18 +73,15 @@ class Session:
 
     def _synthesise(self, step: Step) -> Metrics:
         self.student.eval().requires_grad_(False)
-        maker: Synthesizer | None = self.pixels if step.phase == "pixels" else self.synthesizer
-        if maker is None:
-            raise RuntimeError("the pixel images of this run are complete")
         if step.number == 0:
             self.pool.start_round()
-        made = maker.step(step.epoch, step.number)
+            if self._judge.stars.takes_part(step.epoch):
+                self._judge.stars.measure_units(self.pool.images)
+        made = self.synthesizer.step(step.epoch, step.number)
         if not math.isfinite(made.loss):
             raise _diverged(step, made.loss, "synthesis.lr", self.recipe.synthesis.lr)
         if made.images is not None and made.labels is not None:
             self.pool.add(made.images, made.labels)
-        if step.phase == "pixels" and step.number == maker.steps(0) - 1:
-            self.pixels = None
         return made.metrics | ({"pool": len(self.pool)} if made.metrics else {})
 
     def _calibrate(self) -> Metrics:
@@ -145,9 +138,9 @@ class Session:
             "gains": self.gains,
             "pool": self.pool.state_dict(),
             "synthesizer": self.synthesizer.state_dict(),
-            "pixels": None if self.pixels is None else self.pixels.state_dict(),
             "augment_rng": self._augment_rng.get_state(),
             "judge_rng": self._judge_rng.get_state(),
+            "stars": self._judge.stars.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -158,12 +151,9 @@ class Session:
         self.gains = [gain.to(self.device) for gain in state["gains"]]
         self.pool.load_state_dict(state["pool"])
         self.synthesizer.load_state_dict(state["synthesizer"])
-        if state["pixels"] is None:
-            self.pixels = None
-        elif self.pixels is not None:
-            self.pixels.load_state_dict(state["pixels"])
         self._augment_rng.set_state(state["augment_rng"])
         self._judge_rng.set_state(state["judge_rng"])
+        self._judge.stars.load_state_dict(state["stars"])
 
 
 def _diverged(step: Step, loss: float, key: str, value: float) -> TrainingDiverged:

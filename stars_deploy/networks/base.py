@@ -1,13 +1,17 @@
-"""What all network families share: ReLU or LIF activations, feature taps, the read-out."""
+"""What all network families share: wiring, ReLU or LIF activations, feature taps, the read-out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from stars_deploy.config.recipe import Neuron
-from stars_deploy.networks.neuron import Lif
+from stars_deploy.networks.layers import ConvBlock
+from stars_deploy.networks.neuron import SpikingLayer
+
+IMAGE = -1  # the source of a wire that takes the network's input
 
 
 @dataclass(frozen=True)
@@ -19,13 +23,41 @@ class Spiking:
 
 
 @dataclass(frozen=True)
+class Wire:
+    """One summand of a pre-activation: a layer on the sum of some activations' outputs.
+
+    layer None passes that sum on unchanged (an identity shortcut).
+    """
+
+    layer: nn.Module | None
+    sources: tuple[int, ...]  # indices of activations, or IMAGE alone
+
+
+def conv_block(wire: Wire) -> ConvBlock | None:
+    """Return the convolution with BatchNorm of a wire, None for a shortcut without weights."""
+    layer = wire.layer[-1] if isinstance(wire.layer, nn.Sequential) else wire.layer
+    return layer if isinstance(layer, ConvBlock) else None
+
+
+@dataclass(frozen=True)
+class Junction:
+    """The pre-activation of one ReLU or LIF: the sum of its wires.
+
+    carry: an earlier junction whose pre-activation is added too (a membrane shortcut).
+    """
+
+    wires: tuple[Wire, ...]
+    carry: int | None = None
+
+
+@dataclass(frozen=True)
 class Taps:
     """One forward pass with its inner tensors; axes [B, C, H, W], or [T, B, C, H, W] if spiking.
 
     Attributes:
         logits: [B, K]; of a spiking network the mean of `step_logits`.
         step_logits: [T, B, K] read-out of every time step; T = 1 for an ANN.
-        pre_activations: input of every ReLU or LIF, in the order of the layers.
+        pre_activations: input of every ReLU or LIF, in the order of the junctions.
         activations: its output (spikes 0 or 1).
     """
 
@@ -38,49 +70,97 @@ class Taps:
 class Network(nn.Module):
     """Base of the families: an ANN, or, given `spiking`, the same layers with every ReLU a LIF.
 
+    A family registers its layers under names of its own, then calls `wire`; everything that walks
+    a network (forward, warm start, NIR) walks `junctions`, never a family's own attributes.
+
     Direct coding: the image is the input at every step. What lies before the first LIF (the stem)
     has no state, so it is computed once; behind it, time and batch are one axis [T*B, C, H, W].
     Membrane potentials start anew at every forward pass.
 
-    A family sets `stage_ends` and implements `trace`.
+    Attributes:
+        junctions: how activations and layers hang together, in an order that can be computed.
+        readout: the activations whose summed output is averaged over space and given to `fc`.
+        stage_ends: indices of the junctions at the ends of stages.
     """
 
-    stage_ends: tuple[int, ...]  # indices into Taps.pre_activations
+    junctions: Sequence[Junction]
+    readout: tuple[int, ...]
+    stage_ends: tuple[int, ...]
+    fc: nn.Linear
 
-    def __init__(self, activations: int, spiking: Spiking | None) -> None:
+    def __init__(self, spiking: Spiking | None) -> None:
         super().__init__()
         self.spiking = spiking
+
+    def wire(
+        self, junctions: Sequence[Junction], readout: Sequence[int], stage_ends: Sequence[int]
+    ) -> None:
+        """Set the wiring and make one activation per junction."""
+        self.junctions = tuple(junctions)
+        self.readout, self.stage_ends = tuple(readout), tuple(stage_ends)
         self.activations = nn.ModuleList(
-            Lif(spiking.neuron, spiking.T) if spiking else nn.ReLU() for _ in range(activations)
+            SpikingLayer(self.spiking.neuron, self.spiking.T) if self.spiking else nn.ReLU()
+            for _ in self.junctions
         )
+        self._last_use = _last_uses(self.junctions, self.readout)
+        self._carried = {j.carry for j in self.junctions if j.carry is not None}
 
     @property
     def T(self) -> int:
         """Time steps of the read-out; 1 for an ANN."""
         return self.spiking.T if self.spiking else 1
 
-    def trace(self, x: Tensor, record: list[tuple[Tensor, Tensor]] | None) -> Tensor:
-        """Return the read-out [T*B, K] of normalised images [B, C, H, W], filling `record`."""
-        raise NotImplementedError
-
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits [B, K] of normalised images [B, C, H, W]."""
-        return self._by_step(self.trace(x, None)).mean(dim=0)
+        return self._by_step(self._run(x, None)).mean(dim=0)
 
     def taps(self, x: Tensor) -> Taps:
         """Return the logits of normalised images [B, C, H, W] with every activation's tensors."""
         record: list[tuple[Tensor, Tensor]] = []
-        steps = self._by_step(self.trace(x, record))
+        steps = self._by_step(self._run(x, record))
         before, after = [pair[0] for pair in record], [pair[1] for pair in record]
         return Taps(steps.mean(0), steps, before, after)
 
-    def activate(self, index: int, x: Tensor, record: list[tuple[Tensor, Tensor]] | None) -> Tensor:
-        """Apply activation `index` to [B, ...] or [T*B, ...]; the first starts the time axis."""
+    def _run(self, image: Tensor, record: list[tuple[Tensor, Tensor]] | None) -> Tensor:
+        """Return the read-out [T*B, K], filling `record`."""
+        currents: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {IMAGE: image}
+        for index, junction in enumerate(self.junctions):
+            current = self._current(junction, currents, outputs, len(image))
+            outputs[index] = self._activate(index, current, len(image), record)
+            if index in self._carried:
+                currents[index] = current
+            for spent in self._last_use.get(index, ()):
+                del outputs[spent]
+        features = _total([outputs[i] for i in self.readout])
+        flat = features.mean((2, 3)) if features.dim() == 4 else features
+        return self.fc(flat)  # type: ignore[no-any-return]
+
+    def _current(
+        self,
+        junction: Junction,
+        currents: Mapping[int, Tensor],
+        outputs: Mapping[int, Tensor],
+        batch: int,
+    ) -> Tensor:
+        parts = [] if junction.carry is None else [currents[junction.carry]]
+        for wire in junction.wires:
+            x = _total([outputs[source] for source in wire.sources])
+            parts.append(x if wire.layer is None else wire.layer(x))
+        if any(len(part) != batch for part in parts):
+            # The stem has no time axis until it meets something that has.
+            parts = [p if len(p) != batch else p.repeat(self.T, 1, 1, 1) for p in parts]
+        return _total(parts)
+
+    def _activate(
+        self, index: int, x: Tensor, batch: int, record: list[tuple[Tensor, Tensor]] | None
+    ) -> Tensor:
         activation = self.activations[index]
         if self.spiking is None:
             before, after = x, activation(x)
         else:
-            before = x.unsqueeze(0) if index == 0 else self._by_step(x)
+            # A current without a time axis is the same at every step.
+            before = x.unsqueeze(0) if len(x) == batch else self._by_step(x)
             after = activation(before)
             before = before.expand_as(after)
         if record is not None:
@@ -90,3 +170,23 @@ class Network(nn.Module):
 
     def _by_step(self, x: Tensor) -> Tensor:
         return x.reshape(self.T, x.shape[0] // self.T, *x.shape[1:])
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def _last_uses(junctions: Sequence[Junction], readout: Sequence[int]) -> dict[int, list[int]]:
+    """Return, per junction, the outputs that nothing behind it needs."""
+    last = {IMAGE: 0} | {index: index for index in range(len(junctions))}
+    for index, junction in enumerate(junctions):
+        for wire in junction.wires:
+            last |= dict.fromkeys(wire.sources, index)
+    uses: dict[int, list[int]] = {}
+    for source, index in last.items():
+        if source not in readout:
+            uses.setdefault(index, []).append(source)
+    return uses

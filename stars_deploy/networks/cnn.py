@@ -4,23 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from stars_deploy.networks.base import Network, Spiking
-
-
-class ConvBlock(nn.Module):
-    """Convolution 3x3 without bias, then batch normalisation."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(outputs)
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the pre-activation [B, C, H, W]."""
-        return self.bn(self.conv(x))  # type: ignore[no-any-return]
+from stars_deploy.networks.base import Junction, Network, Spiking, Wire
+from stars_deploy.networks.layers import ConvBlock
 
 
 class Cnn(Network):
@@ -34,19 +21,16 @@ class Cnn(Network):
         strides: Sequence[int],
         spiking: Spiking | None = None,
     ) -> None:
-        super().__init__(len(channels), spiking)
+        super().__init__(spiking)
         widths = [inputs, *channels]
-        self.blocks = nn.ModuleList(
-            ConvBlock(widths[i], widths[i + 1], strides[i]) for i in range(len(channels))
-        )
+        blocks = [ConvBlock(widths[i], widths[i + 1], strides[i]) for i in range(len(channels))]
+        self.blocks = nn.ModuleList(blocks)
         self.fc = nn.Linear(channels[-1], classes)
         last = len(channels) - 1
-        self.stage_ends = tuple(
-            i for i in range(len(channels)) if i == last or channels[i] != channels[i + 1]
+        self.wire(
+            [Junction((Wire(block, (index - 1,)),)) for index, block in enumerate(blocks)],
+            readout=(last,),
+            stage_ends=[
+                i for i in range(len(channels)) if i == last or widths[i + 1] != widths[i + 2]
+            ],
         )
-
-    def trace(self, x: Tensor, record: list[tuple[Tensor, Tensor]] | None) -> Tensor:
-        """Return the read-out [T*B, K] of normalised images [B, C, H, W], filling `record`."""
-        for index, block in enumerate(self.blocks):
-            x = self.activate(index, block(x), record)
-        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]

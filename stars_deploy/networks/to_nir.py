@@ -6,21 +6,20 @@ or tau in steps where decay_input is off), so weights are those of the trained n
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Sequence
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stars_deploy.config.recipe import Neuron, Recipe
+from stars_deploy.config.recipe import Recipe
 from stars_deploy.errors import InputError
 from stars_deploy.graph.groups import expand_kernel
 from stars_deploy.graph.metadata import DT, GraphMetadata
-from stars_deploy.networks.base import Network
-from stars_deploy.networks.cnn import Cnn, ConvBlock
+from stars_deploy.networks.base import IMAGE, Network, Wire
+from stars_deploy.networks.layers import ConvBlock, PadShortcut, PooledLinear
+from stars_deploy.networks.neuron import SpikingLayer
 
 Shape = tuple[int, ...]
 Array = NDArray[np.float64]
@@ -29,21 +28,98 @@ Array = NDArray[np.float64]
 def student_to_nir(student: Network, recipe: Recipe) -> nir.NIRGraph:
     """Return the graph of `student`: normalised image [C, H, W] to the read-out of one step [K].
 
-    Nodes of a chain: input, conv1, lif1, conv2, ..., pool, flatten, fc, output.
+    Nodes of junction n: conv<n> (before it pool<n>, beside it skip<n>) and lif<n> or if<n>; then
+    pool, flatten, fc, output. Several edges into one node add up.
 
     Raises:
-        InputError: an ANN, or a network that has no rule here.
+        InputError: an ANN, or a layer that NIR cannot express.
     """
     if student.spiking is None:
         raise InputError("only a spiking student has a NIR graph; this network is an ANN")
-    emit = EMITTERS.get(type(student))
-    if emit is None:
-        raise InputError(f"networks of type {type(student).__name__} cannot be written as NIR")
-    nodes, edges = emit(student, recipe.data.shape, student.spiking.neuron)
+    emitter = _Emitter(recipe.data.shape)
+    for number, junction in enumerate(student.junctions, start=1):
+        feeders = list(emitter.feeders[junction.carry]) if junction.carry is not None else []
+        for position, wire in enumerate(junction.wires):
+            feeders += emitter.wire(wire, number, "conv" if position == 0 else "skip")
+        layer = student.activations[number - 1]
+        assert isinstance(layer, SpikingLayer)  # of a spiking network
+        emitter.neurons(layer, f"{_prefix(student)}{number}", feeders)
+    emitter.head(student.fc, student.readout)
     metadata = GraphMetadata(
         T=student.T, mean=recipe.data.mean, std=recipe.data.std, classes=recipe.data.classes
     )
-    return nir.NIRGraph(nodes, edges, metadata=metadata.to_dict())
+    return nir.NIRGraph(emitter.nodes, emitter.edges, metadata=metadata.to_dict())
+
+
+class _Emitter:
+    """Nodes and edges so far, and where every activation's output is to be found."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.nodes: dict[str, nir.NIRNode] = {"input": nir.Input({"input": np.array(shape)})}
+        self.edges: list[tuple[str, str]] = []
+        self.feeders: list[list[str]] = []  # per junction, the nodes whose sum is its current
+        self._outputs = {IMAGE: "input"}  # the node of every activation
+        self._shapes: dict[str, Shape] = {"input": shape}
+
+    def wire(self, wire: Wire, number: int, name: str) -> list[str]:
+        """Write the layer of a wire into junction `number`; return the nodes that feed it."""
+        sources = [self._outputs[source] for source in wire.sources]
+        layers = list(wire.layer) if isinstance(wire.layer, nn.Sequential) else [wire.layer]
+        for layer in layers:
+            if layer is None:
+                continue
+            shape = self._shapes[sources[0]]
+            if isinstance(layer, ConvBlock):
+                node, after = conv_node(layer.conv, layer.bn, shape)
+                sources = [self._add(f"{name}{number}", node, after, sources)]
+            elif isinstance(layer, PadShortcut):
+                node, after = pad_node(layer, shape)
+                sources = [self._add(f"{name}{number}", node, after, sources)]
+            elif isinstance(layer, nn.AvgPool2d):
+                size = int(layer.kernel_size)  # type: ignore[arg-type]  # always a number here
+                after = (shape[0], shape[1] // size, shape[2] // size)
+                sources = [self._add(f"pool{number}", _pool((size, size)), after, sources)]
+            elif isinstance(layer, PooledLinear):
+                sources = self._pooled_linear(layer.linear, sources, str(number))
+            else:
+                raise InputError(
+                    f"junction {number}: a {type(layer).__name__} layer cannot be written as NIR; "
+                    "a student with average pooling can"
+                )
+        return sources
+
+    def neurons(self, layer: SpikingLayer, name: str, feeders: Sequence[str]) -> None:
+        """Write the neurons that the sum of `feeders` drives."""
+        shape = self._shapes[feeders[0]]
+        node = neuron_node(layer, shape)
+        self._outputs[len(self.feeders)] = self._add(name, node, shape, feeders)
+        self.feeders.append(list(feeders))
+
+    def head(self, fc: nn.Linear, readout: Sequence[int]) -> None:
+        """Write global average pooling, flatten, linear layer and output."""
+        sources = [self._outputs[index] for index in readout]
+        last = self._pooled_linear(fc, sources, "")
+        output = nir.Output({"output": np.array([fc.out_features])})
+        self._add("output", output, (fc.out_features,), last)
+
+    def _pooled_linear(self, linear: nn.Linear, sources: list[str], suffix: str) -> list[str]:
+        shape = self._shapes[sources[0]]
+        if len(shape) == 3:
+            flat = nir.Flatten(
+                input_type={"input": np.array([shape[0], 1, 1])}, start_dim=0, end_dim=-1
+            )
+            pool = self._add(f"pool{suffix}", _pool(shape[1:]), (shape[0], 1, 1), sources)
+            sources = [self._add(f"flatten{suffix}", flat, shape[:1], [pool])]
+        node = nir.Affine(
+            weight=_numpy(linear.weight).astype(np.float32),
+            bias=_numpy(linear.bias).astype(np.float32),
+        )
+        return [self._add(f"fc{suffix}", node, (linear.out_features,), sources)]
+
+    def _add(self, name: str, node: nir.NIRNode, shape: Shape, sources: Sequence[str]) -> str:
+        self.nodes[name], self._shapes[name] = node, shape
+        self.edges += [(source, name) for source in sources]
+        return name
 
 
 def fold_batch_norm(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Array, Array]:
@@ -81,55 +157,57 @@ def conv_node(conv: nn.Conv2d, bn: nn.BatchNorm2d, shape: Shape) -> tuple[nir.Co
     return node, (len(bias), *size)
 
 
-def lif_node(neuron: Neuron, shape: Shape) -> nir.LIF:
+def pad_node(layer: PadShortcut, shape: Shape) -> tuple[nir.Conv2d, Shape]:
+    """Return an option-A shortcut as a 1x1 convolution with stride, and its output's shape."""
+    kernel = np.zeros((layer.outputs, layer.inputs, 1, 1), np.float32)
+    index = np.arange(layer.inputs)
+    kernel[layer.first + index, index] = 1
+    size = tuple((length - 1) // layer.stride + 1 for length in shape[1:])
+    node = nir.Conv2d(
+        input_shape=(shape[1], shape[2]),
+        weight=kernel,
+        stride=(layer.stride, layer.stride),
+        padding=(0, 0),
+        dilation=(1, 1),
+        groups=1,
+        bias=np.zeros(layer.outputs, np.float32),
+    )
+    return node, (layer.outputs, *size)
+
+
+def neuron_node(layer: SpikingLayer, shape: Shape) -> nir.LIF | nir.IF:
     """Return a layer of `shape` neurons; float64, so that tau / dt gives tau in steps back."""
+    neuron = layer.neuron
 
     def full(value: float) -> Array:
         return np.full(shape, value, np.float64)
 
+    if neuron.model == "if":
+        return nir.IF(
+            r=full(1.0), v_threshold=full(neuron.v_threshold), v_reset=full(neuron.v_reset)
+        )
     return nir.LIF(
-        tau=full(neuron.tau * DT),
-        r=full(1.0 if neuron.decay_input else neuron.tau),
+        tau=full(layer.tau * DT),
+        r=full(1.0 if neuron.decay_input else layer.tau),
         v_leak=full(neuron.v_reset),
         v_threshold=full(neuron.v_threshold),
         v_reset=full(neuron.v_reset),
     )
 
 
-Emitted = tuple[dict[str, nir.NIRNode], list[tuple[str, str]]]
-
-
-def _cnn(student: Cnn, shape: Shape, neuron: Neuron) -> Emitted:
-    nodes: dict[str, nir.NIRNode] = {"input": nir.Input({"input": np.array(shape)})}
-    for number, block in enumerate(cast(list[ConvBlock], student.blocks), start=1):
-        nodes[f"conv{number}"], shape = conv_node(block.conv, block.bn, shape)
-        nodes[f"lif{number}"] = lif_node(neuron, shape)
-    nodes |= _readout(student.fc, shape)
-    names = list(nodes)
-    return nodes, list(itertools.pairwise(names))
-
-
-def _readout(fc: nn.Linear, shape: Shape) -> dict[str, nir.NIRNode]:
-    """Return global average pooling, flatten, linear layer and output."""
-    window = np.array(shape[1:])
-    return {
-        "pool": nir.AvgPool2d(kernel_size=window, stride=window, padding=np.array([0, 0])),
-        "flatten": nir.Flatten(
-            input_type={"input": np.array([shape[0], 1, 1])}, start_dim=0, end_dim=-1
-        ),
-        "fc": nir.Affine(
-            weight=_numpy(fc.weight).astype(np.float32), bias=_numpy(fc.bias).astype(np.float32)
-        ),
-        "output": nir.Output({"output": np.array([fc.out_features])}),
-    }
-
-
-EMITTERS: dict[type[Network], Callable[..., Emitted]] = {Cnn: _cnn}
+def _pool(window: Sequence[int]) -> nir.AvgPool2d:
+    size = np.array(window)
+    return nir.AvgPool2d(kernel_size=size, stride=size, padding=np.array([0, 0]))
 
 
 def node_names(student: Network) -> list[str]:
-    """Return the graph's names of the student's LIF layers, in the order of its taps."""
-    return [f"lif{number}" for number in range(1, len(student.activations) + 1)]
+    """Return the graph's names of the student's neurons, in the order of its taps."""
+    return [f"{_prefix(student)}{n}" for n in range(1, len(student.junctions) + 1)]
+
+
+def _prefix(student: Network) -> str:
+    is_if = student.spiking is not None and student.spiking.neuron.model == "if"
+    return "if" if is_if else "lif"
 
 
 def _pair(value: int | str | tuple[int, ...]) -> tuple[int, int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from stars_deploy.distill.session import Session
 from stars_deploy.distill.stars import active
 from stars_deploy.errors import InputError
 from stars_deploy.files import read_json, sha256, write_json, write_text
+from stars_deploy.networks.base import Network
 from stars_deploy.networks.device import resolve
 from stars_deploy.networks.families import build_student, build_teacher
 from stars_deploy.networks.weights import load_teacher, save_weights
@@ -29,6 +32,7 @@ RECIPE = "recipe.toml"
 STUDENT = "student.safetensors"
 SUMMARY = "summary.json"
 PICTURE = "synthetic.png"
+METHOD_NAMES = {"deepinversion": "DeepInversion", "cmi": "CMI", "nayer": "NAYER"}
 
 
 def distill(
@@ -39,6 +43,7 @@ def distill(
     resume: bool = False,
     weights: Path | None = None,
     progress: Progress = no_progress,
+    after_epoch: Callable[[int, Network], None] | None = None,
 ) -> dict[str, Any]:
     """Distil the recipe's teacher into a spiking student; no data set is opened.
 
@@ -49,6 +54,7 @@ def distill(
     Args:
         origin: the recipe's file; `teacher.weights` is relative to its folder.
         weights: a safetensors file to use instead of `teacher.weights`.
+        after_epoch: called with the number of each training epoch and the student as it then is.
 
     Returns:
         The content of summary.json.
@@ -60,7 +66,7 @@ def distill(
     """
     device = resolve(recipe.run.device)
     teacher = load_teacher(recipe, weights, origin)
-    recipe = _with_teacher(recipe, _weights_path(recipe, weights, origin))
+    recipe = _with_teacher(recipe, weights_path(recipe, weights, origin))
     with _threads(recipe.run.threads):  # a recipe is refused before it claims a folder
         session = Session(recipe, teacher.to(device))
     _claim(out, recipe, resume)
@@ -69,12 +75,17 @@ def distill(
         return dict(read_json(out / SUMMARY))
     state = checkpoint.load(out)
     with _threads(recipe.run.threads if state is None else state["threads"]):
-        seconds = loop.run(session, out, state, progress)
+        watch = None if after_epoch is None else partial(_watched, session, after_epoch)
+        seconds = loop.run(session, out, state, progress, watch)
         save_weights(session.student, out / STUDENT)
         draw_pool(session.pool, recipe.data.classes, out / PICTURE)
         summary = _summary(session, seconds)
     write_json(out / SUMMARY, summary)
     return summary
+
+
+def _watched(session: Session, after_epoch: Callable[[int, Network], None], epoch: int) -> None:
+    after_epoch(epoch, copy.deepcopy(session.student))
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:
@@ -96,7 +107,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
 def method(recipe: Recipe) -> str:
     """Return the method in words: warm start, synthesis, STARS."""
     parts = ["warm start"] if recipe.warm_start.enabled else []
-    parts.append(recipe.synthesis.method.upper())
+    parts.append(METHOD_NAMES[recipe.synthesis.method])
     if active(recipe.stars):
         parts.append("STARS")
     return " + ".join(parts)
@@ -106,7 +117,8 @@ def _size(network: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _weights_path(recipe: Recipe, weights: Path | None, origin: Path | None) -> Path:
+def weights_path(recipe: Recipe, weights: Path | None, origin: Path | None) -> Path:
+    """Return the file of the teacher's weights."""
     if weights is not None:
         return weights
     folder = origin.parent if origin is not None else Path()

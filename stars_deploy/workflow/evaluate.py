@@ -45,7 +45,10 @@ def evaluate(
     """
     for name in ("recipe.toml", "student.safetensors"):
         if not (run / name).is_file():
-            raise InputError(f"{run}: no {name}; expected the folder of a finished distil run")
+            raise InputError(
+                f"{run}: no {name}; expected the folder of a finished run (one that was "
+                "interrupted goes on with stars-deploy distill --resume)"
+            )
     recipe = load_recipe(run / "recipe.toml")
     student = load_student(recipe, run / "student.safetensors")
     images, labels = load_data(data, recipe.data, "test")

@@ -71,7 +71,7 @@ def source_kind(path: Path) -> Literal["run", "bundle", "nir"]:
         return "run"
     if path.is_dir():
         raise InputError(
-            f"{path}: neither a run (recipe.toml, {STUDENT}) nor a bundle ({MANIFEST})"
+            f"{path}: neither a finished run (recipe.toml, {STUDENT}) nor a bundle ({MANIFEST})"
         )
     if not path.exists():
         raise InputError(f"{path}: no such run, bundle or .nir file")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -46,3 +48,30 @@ class Synthesizer(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         ...
+
+
+class Best:
+    """The images of lowest loss among those offered since it was made."""
+
+    def __init__(self) -> None:
+        self.images: Tensor | None = None
+        self.loss = math.inf
+        self.offered = 0
+        self.place = 0  # which offer is held
+
+    def offer(self, images: Tensor, loss: float) -> bool:
+        """Keep a copy of `images` if `loss` is the lowest so far; return whether it was kept."""
+        kept = loss < self.loss
+        if kept:
+            self.images, self.loss, self.place = images.detach().clone(), loss, self.offered
+        self.offered += 1
+        return kept
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and numbers."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Continue from `state_dict()`."""
+        vars(self).update(state)
+        self.images = None if self.images is None else self.images.to(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,12 +17,15 @@ from stars_deploy.distill.priors import (
     blend,
     bn_loss,
     class_prior_loss,
+    jsd_loss,
     l2_norm,
     total_variation,
 )
-from stars_deploy.distill.stars import active, stars_loss
+from stars_deploy.distill.stars_judge import StarsJudge
 from stars_deploy.networks.base import Network, Taps
 from stars_deploy.networks.images import augment, normalise
+
+FeatureKind = Literal["bn", "stages"]  # inputs of BatchNorms, or of stages
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class Verdict:
         terms: each term with its weight applied, in the order of summation.
         moments: batch moments at the teacher's BatchNorms, before any averaging.
         hits: fraction of images that the teacher puts in the intended class.
+        features: the teacher's features `[B, F]` of the view, if they were asked for.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     moments: list[Moments]
     hits: Tensor
+    features: Tensor | None = None
 
     def metrics(self, images: Tensor) -> dict[str, float]:
         """Return every term, the norm of its gradient w.r.t. `images`, and the hit rate.
@@ -54,81 +59,99 @@ class Verdict:
         return numbers
 
 
-class Weights(Protocol):
-    """Weights of the loss terms; a term of weight 0 is not computed."""
-
-    @property
-    def bn(self) -> float: ...
-    @property
-    def oh(self) -> float: ...
-    @property
-    def tv(self) -> float: ...
-    @property
-    def l2(self) -> float: ...
-
-
 class ImageJudge:
-    """Computes the synthesis loss of a batch; draws the augmentation from its own generator.
+    """Computes the synthesis loss of a batch, and what it shows a method of the teacher.
 
-    The parameters of both networks must be frozen, and the student in eval mode.
+    The parameters of both networks must be frozen, and both in eval mode. `rng` is for the random
+    views that a method takes of its images.
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        teacher: Network,
-        student: Network,
-        probe: BatchNormProbe,
-        rng: torch.Generator,
-        weights: Weights | None = None,
+        self, recipe: Recipe, teacher: Network, student: Network, rng: torch.Generator
     ) -> None:
-        self._weights = weights or recipe.synthesis
-        self._adv = recipe.synthesis.adv
-        self._form = recipe.synthesis.bn_loss
+        self._weights = recipe.synthesis
+        self._rivalry = jsd_loss if recipe.synthesis.method == "deepinversion" else adversarial_loss
         self._momentum = recipe.synthesis.nayer.bn_momentum
-        self._stars = recipe.stars
+        self._warmup = recipe.run.warmup
         self._teacher = teacher
         self._student = student
-        self._probe = probe
-        self._data = recipe.data
+        self._probe = BatchNormProbe(teacher)
+        self.stars = StarsJudge(recipe, teacher, student)
+        self.data = recipe.data
         self.rng = rng
         self.device = next(teacher.parameters()).device
 
+    def view(self, images: Tensor) -> Tensor:
+        """Return images in [0, 1] as the student will see them: moved, mirrored, normalised."""
+        shifted = augment(images, self.data.crop_padding, self.data.flip, self.rng)
+        return normalise(shifted, self.data)
+
+    def teacher_features(self, view: Tensor, kind: FeatureKind) -> Tensor:
+        """Return `[B, F]`: the spatial means at the input of every BatchNorm, or of every stage."""
+        with self._probe:
+            taps = self._teacher.taps(view)
+        features = self._features(taps, kind)
+        self._probe.inputs = []
+        return features
+
+    def _features(self, taps: Taps, kind: FeatureKind) -> Tensor:
+        if kind == "bn":
+            return torch.cat([x.mean((2, 3)) for x in self._probe.inputs], dim=1)
+        places = [0, *self._teacher.stage_ends[:-1]]
+        return torch.cat([taps.activations[i].mean((2, 3)) for i in places], dim=1)
+
+    @property
+    def norm_channels(self) -> int:
+        """Channels of all the teacher's BatchNorms."""
+        return sum(len(target.mean) for target in self._probe.targets)
+
     def __call__(
         self,
+        view: Tensor,
         images: Tensor,
         labels: Tensor,
+        epoch: int,
         average: Sequence[Moments] | None = None,
-        compete: bool = False,
+        features: FeatureKind | None = None,
     ) -> Verdict:
         """Judge images `[B, C, H, W]` in [0, 1] that were made for `labels` `[B]`.
 
+        view: what the networks are shown of them, normalised.
+        epoch: says whether the student takes part (adversarial term, STARS).
         average: moving average of the BatchNorm moments, matched together with the batch's.
-        compete: whether the student takes part (adversarial term, STARS).
+        features: which of the teacher's features of the view are to be returned too.
         """
-        data = self._data
-        view = normalise(augment(images, data.crop_padding, data.flip, self.rng), data)
-        with self._probe:
+        with self._probe, self.stars.teacher_probe:
             teacher = self._teacher.taps(view)
         moments = self._probe.moments
-        terms = self._prior_terms(images, labels, teacher, self._matched(moments, average))
-        if compete:
-            terms |= self._student_terms(view, teacher)
+        matched = moments if average is None else self._blended(moments, average)
+        terms = self._prior_terms(images, labels, teacher, matched)
+        compete = self._weights.adv > 0 and epoch >= self._warmup
+        compare = self.stars.takes_part(epoch)
+        if compete or compare:
+            with self.stars.student_probe:
+                student = self._student.taps(view)
+            if compete:
+                rivalry = self._rivalry(student.logits, teacher.logits)
+                terms["adv"] = self._weights.adv * rivalry
+            if compare:
+                terms |= self.stars.terms(teacher, student, images, terms)
         total = torch.stack(list(terms.values())).sum() if terms else images.sum() * 0
         hits = (teacher.logits.detach().argmax(1) == labels).float().mean()
-        return Verdict(total, terms, moments, hits)
+        shown = None if features is None else self._features(teacher, features)
+        self._probe.inputs = []  # or they stay in memory until the next step
+        return Verdict(total, terms, moments, hits, shown)
 
-    def _matched(self, moments: list[Moments], average: Sequence[Moments] | None) -> list[Moments]:
-        if average is None:
-            return moments
+    def _blended(self, moments: list[Moments], average: Sequence[Moments]) -> list[Moments]:
         return [blend(b, a, self._momentum) for b, a in zip(moments, average, strict=True)]
 
     def _prior_terms(
         self, images: Tensor, labels: Tensor, teacher: Taps, moments: list[Moments]
     ) -> dict[str, Tensor]:
-        weights, terms = self._weights, {}
+        weights = self._weights
+        terms: dict[str, Tensor] = {}
         if weights.bn > 0:
-            terms["bn"] = weights.bn * bn_loss(moments, self._probe.targets, self._form)
+            terms["bn"] = weights.bn * bn_loss(moments, self._probe.targets, weights.bn_loss)
         if weights.oh > 0:
             terms["oh"] = weights.oh * class_prior_loss(teacher.logits, labels)
         if weights.tv > 0:
@@ -136,27 +159,3 @@ class ImageJudge:
         if weights.l2 > 0:
             terms["l2"] = weights.l2 * l2_norm(images)
         return terms
-
-    def _student_terms(self, view: Tensor, teacher: Taps) -> dict[str, Tensor]:
-        terms: dict[str, Tensor] = {}
-        if self._adv <= 0 and not active(self._stars):
-            return terms
-        student = self._student.taps(view)
-        if self._adv > 0:
-            terms["adv"] = self._adv * adversarial_loss(student.logits, teacher.logits)
-        rca, tar = stars_loss(
-            self._compared(self._teacher, teacher),
-            self._compared(self._student, student),
-            self._stars,
-        )
-        if rca is not None:
-            terms["rca"] = self._stars.lambda_rca * rca
-        if tar is not None:
-            terms["tar"] = self._stars.lambda_tar * tar
-        return terms
-
-    def _compared(self, network: Network, taps: Taps) -> list[Tensor]:
-        if self._stars.layers == "all":
-            return taps.pre_activations
-        ends = network.stage_ends if self._stars.layers == "stage_ends" else network.stage_ends[-1:]
-        return [taps.pre_activations[i] for i in ends]

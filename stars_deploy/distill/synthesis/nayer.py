@@ -5,7 +5,6 @@ Source: Tran et al., NAYER: Noisy Layer Data Generation (CVPR 2024).
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from stars_deploy.config.recipe import Nayer as NayerConfig
 from stars_deploy.config.recipe import Recipe
 from stars_deploy.distill.priors import Moments, update_average
 from stars_deploy.distill.randomness import make_rng, module_init
-from stars_deploy.distill.synthesis.base import SynthesisStep
+from stars_deploy.distill.synthesis.base import Best, SynthesisStep
 from stars_deploy.distill.synthesis.generator import (
     NayerGenerator,
     balanced_labels,
@@ -54,8 +53,6 @@ class Nayer:
             make_rng(recipe.run.seed, "label embeddings"),
         )
         self._average: list[Moments] | None = None
-        self._best: Tensor | None = None
-        self._best_cost = math.inf
         # Step 0 makes both anew; until then they are there to be overwritten by a checkpoint.
         self._begin_life()
         self._begin_loop()
@@ -74,14 +71,18 @@ class Nayer:
         last = iterate == self._config.g_steps - 1
         images = self._generator(self._codes())
         verdict = self._judge(
-            images, self._labels, average=self._average, compete=epoch >= self._warmup
+            self._judge.view(images),
+            images,
+            self._labels,
+            epoch,
+            average=self._average,
         )
         loss = float(verdict.total.detach())
         metrics = verdict.metrics(images) if last else {}
         self._optimizer.zero_grad(set_to_none=True)
         verdict.total.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        self._remember(images.detach(), loss, iterate)
+        self._best.offer(images, loss)
         if last and self._config.bn_momentum > 0:
             self._average = update_average(self._average, verdict.moments, self._config.bn_momentum)
         return SynthesisStep(loss, metrics, *self._harvest(images.detach(), iterate, last))
@@ -93,15 +94,12 @@ class Nayer:
             codes = codes + self._config.latent_noise * noise
         return codes.to(self._judge.device)
 
-    def _remember(self, images: Tensor, cost: float, iterate: int) -> None:
-        if self._config.select == "last" or cost < self._best_cost:
-            self._best_cost, self._best, self._best_iterate = cost, images, iterate
-
     def _harvest(self, images: Tensor, iterate: int, last: bool) -> tuple[Tensor | None, ...]:
         """Return what the pool gets after an iterate: the selected one at the end of a loop."""
         if last:
             # If the pool has the best one already, the last one is news.
-            return images if self._harvested(self._best_iterate) else self._best, self._labels
+            known = self._config.select == "last" or self._harvested(self._best.place)
+            return images if known else self._best.images, self._labels
         return (images, self._labels) if self._harvested(iterate) else (None, None)
 
     def _harvested(self, iterate: int) -> bool:
@@ -130,9 +128,7 @@ class Nayer:
             self._judge.device
         )
         self._loops_of_life += 1
-        self._best_cost = math.inf
-        self._best_iterate = 0
-        self._best = None
+        self._best = Best()
         self._new_optimizer()
 
     def _new_optimizer(self) -> None:
@@ -147,9 +143,7 @@ class Nayer:
             "optimizer": self._optimizer.state_dict(),
             "average": None if self._average is None else [list(m) for m in self._average],
             "labels": self._labels,
-            "best": self._best,
-            "best_cost": self._best_cost,
-            "best_iterate": self._best_iterate,
+            "best": self._best.state_dict(),
             "loops_of_life": self._loops_of_life,
             "rng": self._rng.get_state(),
         }
@@ -167,8 +161,6 @@ class Nayer:
             else [Moments(mean.to(device), var.to(device)) for mean, var in average]
         )
         self._labels = state["labels"].to(device)
-        self._best = None if state["best"] is None else state["best"].to(device)
-        self._best_cost = state["best_cost"]
-        self._best_iterate = state["best_iterate"]
+        self._best.load_state_dict(state["best"], device)
         self._loops_of_life = state["loops_of_life"]
         self._rng.set_state(state["rng"])

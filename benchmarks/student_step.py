@@ -1,0 +1,200 @@
+"""A training step of a spiking student, forward and backward, against SpikingJelly's multi-step.
+
+Two processes, one per library, do steps in turn: same network (S-ResNet-20 or S-VGG-16), weights,
+batch, T, threads and loss; fp32, channels_last, the stem outside the time loop in both.
+SpikingJelly runs in an environment of its own with the torch of ours. Gradients of all
+convolutions are compared before anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import environment, save, spread
+
+from stars_deploy.config.recipe import Recipe, parse_recipe
+from stars_deploy.distill.kd import kd_loss
+from stars_deploy.networks.families import build_student, seeded
+from stars_deploy.simulate.lava_environment import cache_dir
+
+SPIKINGJELLY = "2.0.0"
+HERE = Path(__file__).parent
+
+
+def recipe_of(family: str, T: int) -> Recipe:
+    classes = [str(number) for number in range(10)]
+    return parse_recipe(
+        {
+            "name": "step",
+            "data": {
+                "name": "step", "shape": [3, 32, 32], "classes": classes,
+                "mean": [0.5] * 3, "std": [0.25] * 3,
+            },
+            "teacher": {"family": family},
+            "student": {"T": T},
+        },
+        "benchmark",
+    )  # fmt: skip
+
+
+def peak_memory(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    raise LookupError(key)
+
+
+def serve(family: str, path: str, T: int, threads: int) -> None:
+    """Our side: the same commands as student_step_spikingjelly.py."""
+    torch.set_num_threads(threads)
+    arrays = {name: torch.from_numpy(value) for name, value in np.load(path).items()}
+    x, goal = arrays.pop("x"), arrays.pop("goal")
+    student = build_student(recipe_of(family, T))
+    student.load_state_dict(arrays)
+    student.train().to(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_memory("VmRSS")
+    for line in sys.stdin:
+        command, _, argument = line.strip().partition(" ")
+        if command == "step":
+            begun = time.perf_counter()
+            student.zero_grad(set_to_none=True)
+            kd_loss(student(x), goal, 20.0).backward()
+            print(time.perf_counter() - begun, flush=True)
+        elif command == "gradients":
+            named = {n: p.grad for n, p in student.named_parameters() if n.endswith("conv.weight")}
+            np.savez(argument, **{name: grad.numpy() for name, grad in named.items()})
+            print("saved", flush=True)
+        elif command == "memory":
+            print(peak_memory("VmHWM") - before, flush=True)
+
+
+def spikingjelly_python() -> Path:
+    """The interpreter of SpikingJelly's environment, built on first use."""
+    torch_version = version("torch").partition("+")[0]
+    folder = cache_dir() / f"spikingjelly-{SPIKINGJELLY}-torch-{torch_version}"
+    python = folder / "bin" / "python"
+    if not (folder / "ready").is_file():
+        uv = [sys.executable, "-m", "uv"]
+        subprocess.run(
+            [*uv, "venv", "--clear", "--python", sys.executable, str(folder)], check=True
+        )
+        wanted = [f"spikingjelly=={SPIKINGJELLY}", f"torch=={torch_version}", "numpy", "scipy"]
+        subprocess.run([*uv, "pip", "install", "--python", str(python), *wanted], check=True)
+        (folder / "ready").touch()
+    return python
+
+
+class Side:
+    """One of the two processes."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, text: str) -> str:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(text + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline().strip()
+        if not answer:
+            raise SystemExit("a benchmark process died; its message is above")
+        return answer
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def measured(family: str, T: int, batch: int, rounds: int, threads: int) -> dict[str, Any]:
+    student = seeded(build_student, recipe_of(family, T), 0)
+    rng = torch.Generator().manual_seed(0)
+    for name, tensor in student.state_dict().items():
+        if name.endswith("bn.bias"):  # so that layers fire
+            tensor.copy_(torch.rand(tensor.shape, generator=rng) * 0.8 + 0.6)
+    x = torch.randn(batch, 3, 32, 32, generator=rng)
+    goal = torch.randn(batch, 10, generator=rng) * 3
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "network.npz")
+        arrays = {name: tensor.numpy() for name, tensor in student.state_dict().items()}
+        np.savez(path, x=x.numpy(), goal=goal.numpy(), **arrays)
+        arguments = [family, path, str(T), str(threads)]
+        script = str(HERE / "student_step_spikingjelly.py")
+        ours = Side([sys.executable, __file__, "--serve", *arguments])
+        theirs = Side([str(spikingjelly_python()), script, *arguments])
+        sides = {"ours": ours, "spikingjelly": theirs}
+        difference = gradient_difference(sides, Path(folder))
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(rounds):
+            for name, side in sides.items():
+                times[name].append(float(side.ask("step")))
+        memory = {name: int(side.ask("memory")) for name, side in sides.items()}
+        for side in sides.values():
+            side.close()
+    ratios = [a / b for a, b in zip(times["ours"], times["spikingjelly"], strict=True)]
+    return {
+        "family": family,
+        "T": T,
+        "batch": batch,
+        "gradient_relative_difference": difference,
+        "seconds": {name: spread(values) for name, values in times.items()},
+        "time_ratio": statistics.median(ratios),
+        "peak_bytes": memory,
+        "memory_ratio": memory["ours"] / memory["spikingjelly"],
+    }
+
+
+def gradient_difference(sides: dict[str, Side], folder: Path) -> float:
+    """Largest relative difference |a - b| / |b| of a convolution's gradient, after one step."""
+    found = {}
+    for name, side in sides.items():
+        side.ask("step")
+        side.ask(f"gradients {folder / name}.npz")
+        found[name] = dict(np.load(folder / f"{name}.npz"))
+    norms = []
+    for name, theirs in found["spikingjelly"].items():
+        error = np.linalg.norm(found["ours"][name] - theirs)
+        norms.append(float(error / max(np.linalg.norm(theirs), 1e-12)))
+    return max(norms)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--serve"]:
+        serve(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    chosen = parser.parse_args()
+    results = []
+    for family in ("resnet20", "vgg16"):
+        results.append(measured(family, 4, chosen.batch, chosen.rounds, chosen.threads))
+        shown = {k: results[-1][k] for k in ("time_ratio", "memory_ratio")}
+        print(family, shown, results[-1]["gradient_relative_difference"], flush=True)
+    save(
+        "student_step",
+        {
+            "what": __doc__,
+            "environment": environment(chosen.threads),
+            "spikingjelly": SPIKINGJELLY,
+            "results": results,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

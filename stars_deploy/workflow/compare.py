@@ -1,0 +1,253 @@
+"""`stars-deploy compare`: the same recipe with values varied, over seeds, paired."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stars_deploy.config.recipe import Recipe, find_recipe, load_recipe
+from stars_deploy.console import Progress, no_progress
+from stars_deploy.data import Images, Labels, data_label, load_data
+from stars_deploy.errors import InputError
+from stars_deploy.files import read_json, sha256, write_json, write_text
+from stars_deploy.networks.base import Network
+from stars_deploy.networks.device import resolve
+from stars_deploy.networks.weights import load_teacher
+from stars_deploy.workflow.distill import SUMMARY, distill, method, weights_path
+from stars_deploy.workflow.evaluate import accuracy
+from stars_deploy.workflow.figures import comparison_figure
+from stars_deploy.workflow.grid import Cell, parse_vary
+from stars_deploy.workflow.provenance import hardware, versions
+from stars_deploy.workflow.statistics import paired, spread
+
+GRID = "grid.json"
+RESULT = "compare.json"
+TABLE = "compare.md"
+FIGURE = "compare.svg"
+RUNS = "runs"
+
+Json = dict[str, Any]
+
+
+def compare(
+    spec: str,
+    vary: Sequence[str],
+    seeds: Sequence[int],
+    data: str,
+    out: Path,
+    overrides: Sequence[str] = (),
+    weights: Path | None = None,
+    progress: Progress = no_progress,
+) -> Json:
+    """Run every cell of the grid with every seed, and compare the cells with the first one.
+
+    Each run is distilled into OUT/runs/<cell>/seed<k> and evaluated on the test images of `data`
+    after every training epoch; the result of a run is its result.json, and one that exists is not
+    run again, nor is a run started anew that was interrupted. Writes OUT/compare.json,
+    compare.md and compare.svg.
+
+    Raises:
+        InputError: a cell's recipe is wrong, or OUT holds another grid. RecipeError, DataError,
+        WeightsError, TrainingDiverged.
+    """
+    cells = parse_vary(vary) if vary else [Cell("recipe", ())]
+    recipes = [load_recipe(spec, [*overrides, *cell.overrides]) for cell in cells]
+    origin = find_recipe(spec)
+    images, labels = load_data(data, recipes[0].data, "test")
+    teacher = load_teacher(recipes[0], weights, origin)
+    _claim(out, _grid(recipes, cells, seeds, data, weights_path(recipes[0], weights, origin)))
+    runs: list[list[Json]] = []
+    for cell, recipe in zip(cells, recipes, strict=True):
+        runs.append([])
+        for seed in seeds:
+            seeded = recipe.model_copy(update={"run": recipe.run.model_copy(update={"seed": seed})})
+            folder = out / RUNS / _slug(cell) / f"seed{seed}"
+            runs[-1].append(_run(seeded, folder, origin, weights, images, labels, progress))
+            progress("compare", sum(map(len, runs)), len(cells) * len(seeds))
+    result = _result(recipes, cells, seeds, runs, data, len(labels))
+    result["teacher_accuracy"] = accuracy(
+        teacher, images, labels, recipes[0].data, resolve(recipes[0].run.device)
+    )
+    write_json(out / RESULT, result)
+    write_text(out / TABLE, markdown(result))
+    write_text(out / FIGURE, comparison_figure(result))
+    return result
+
+
+def _grid(
+    recipes: Sequence[Recipe], cells: Sequence[Cell], seeds: Sequence[int], data: str, weights: Path
+) -> Json:
+    resolved = json.dumps([recipe.resolved() for recipe in recipes], sort_keys=True)
+    return {
+        "recipe": recipes[0].name,
+        "cells": [cell.name for cell in cells],
+        "seeds": list(seeds),
+        "data": data_label(data, recipes[0].data),
+        "recipes_sha256": hashlib.sha256(resolved.encode()).hexdigest(),
+        "teacher_sha256": sha256(weights),
+    }
+
+
+def _claim(out: Path, grid: Json) -> None:
+    """Make OUT the folder of this grid, or check that it is; more seeds may be added."""
+    held = sorted(path.name for path in out.glob("*")) if out.is_dir() else []
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file, expected a folder for the comparison")
+    if held and GRID not in held:
+        raise InputError(f"{out}: holds {held[0]} and no {GRID}; give an empty folder")
+    if held:
+        before = read_json(out / GRID)
+        for key, value in grid.items():
+            if key != "seeds" and before.get(key) != value:
+                raise InputError(
+                    f"{out}: holds another grid ({key} was {before.get(key)!r}, now {value!r}); "
+                    "give another folder"
+                )
+    write_json(out / GRID, grid)
+
+
+def _slug(cell: Cell) -> str:
+    """Return a folder name of a cell; a digest keeps those apart that differ in punctuation."""
+    text = "".join(c if c.isalnum() or c in "=.-" else "_" for c in cell.name)
+    plain = text == cell.name and len(text) <= 60
+    digest = hashlib.sha256(cell.name.encode()).hexdigest()[:8]
+    return text if plain else f"{text[:50]}-{digest}"
+
+
+def _run(
+    recipe: Recipe,
+    folder: Path,
+    origin: Path,
+    weights: Path | None,
+    images: Images,
+    labels: Labels,
+    progress: Progress,
+) -> Json:
+    path = folder / "result.json"
+    if path.is_file():
+        return dict(read_json(path))
+    epochs_path = folder.parent / f"{folder.name}.epochs.json"
+    by_epoch: dict[str, float] = read_json(epochs_path) if epochs_path.is_file() else {}
+    device = resolve(recipe.run.device)
+
+    def after_epoch(epoch: int, student: Network) -> None:
+        by_epoch[str(epoch)] = accuracy(student, images, labels, recipe.data, device)
+        write_json(epochs_path, by_epoch)
+
+    summary = distill(
+        recipe,
+        folder,
+        origin=origin,
+        resume=folder.is_dir(),
+        weights=weights,
+        progress=progress,
+        after_epoch=after_epoch,
+    )
+    curve = [by_epoch[epoch] for epoch in sorted(by_epoch, key=int)]
+    result = {
+        "seed": recipe.run.seed,
+        "method": method(recipe),
+        "last": curve[-1],
+        "best": max(curve),
+        "accuracy_by_epoch": curve,
+        "wall_time_s": summary["wall_time_s"],
+        "student_updates": summary["student_updates"],
+        "synthetic_images": summary["synthetic_images"],
+        "summary": SUMMARY,
+    }
+    write_json(path, result)
+    epochs_path.unlink(missing_ok=True)
+    return result
+
+
+def _result(
+    recipes: Sequence[Recipe],
+    cells: Sequence[Cell],
+    seeds: Sequence[int],
+    runs: Sequence[Sequence[Json]],
+    data: str,
+    n: int,
+) -> Json:
+    baseline = [run["last"] for run in runs[0]]
+    rows = []
+    for number, (cell, recipe, done) in enumerate(zip(cells, recipes, runs, strict=True)):
+        last = [run["last"] for run in done]
+        rows.append(
+            {
+                "cell": cell.name,
+                "overrides": list(cell.overrides),
+                "method": method(recipe),
+                "last": spread(last),
+                "best": spread([run["best"] for run in done]),
+                "difference": paired(last, baseline) if number else None,
+                "wall_time_s": spread([run["wall_time_s"] for run in done]),
+                "runs": list(done),
+            }
+        )
+    device = resolve(recipes[0].run.device)
+    return {
+        "recipe": recipes[0].name,
+        "baseline": cells[0].name,
+        "data": data_label(data, recipes[0].data),
+        "n": n,
+        "seeds": list(seeds),
+        "selection": "last: the last step; best: the best epoch on the test images, which is "
+        "selection by test labels and shown for comparison with papers that report it",
+        "cells": rows,
+        **hardware(device),
+        "versions": versions(),
+    }
+
+
+def markdown(result: Json) -> str:
+    """Return the comparison as a Markdown document."""
+    lines = [
+        f"# {result['recipe']}: {len(result['cells'])} settings, seeds "
+        f"{', '.join(map(str, result['seeds']))}",
+        "",
+        f"Top-1 accuracy on {result['n']} test images of {result['data']}, percent: mean +- sample "
+        f"standard deviation over seeds. Teacher: {100 * result['teacher_accuracy']:.2f}. "
+        f"Differences are paired by seed with the first row; in brackets the 95 % bootstrap "
+        f"interval of their mean. {result['selection'].capitalize()}.",
+        "",
+        "| " + " | ".join(HEADER) + " |",
+        "|" + "---|" * len(HEADER),
+        *("| " + " | ".join(row) + " |" for row in table_rows(result)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+HEADER = ("setting", "last epoch", "difference", "best epoch", "wall, s")
+
+
+def table_rows(result: Json) -> list[tuple[str, ...]]:
+    """Return the rows of the table under `HEADER`."""
+    return [
+        (
+            row["cell"],
+            _percent(row["last"]),
+            _difference(row["difference"]),
+            _percent(row["best"]),
+            f"{row['wall_time_s']['mean']:.0f}",
+        )
+        for row in result["cells"]
+    ]
+
+
+def _percent(values: Json, sign: str = "") -> str:
+    text = f"{100 * values['mean']:{sign}.2f}"
+    return text if values["sd"] is None else f"{text} +- {100 * values['sd']:.2f}"
+
+
+def _difference(values: Json | None) -> str:
+    if values is None:
+        return "baseline"
+    text = _percent(values, "+")
+    if values["interval"] is None:
+        return text
+    low, high = (100 * bound for bound in values["interval"])
+    return f"{text} [{low:+.2f}, {high:+.2f}]"
