@@ -32,7 +32,6 @@ def lif():
     return neuron.LIFNode(
         tau=2.0, decay_input=True, v_threshold=1.0, v_reset=0.0,
         surrogate_function=surrogate.ATan(alpha=2.0), detach_reset=True, step_mode="m",
-        backend="torch",
     )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ SIZES = [
     ("resnet19_sakd", {"hidden": 256}, 10, 12_630_858, 20, 5312),
     ("resnet20", {}, 10, 269_722, 19, 688),
     ("resnet20", {}, 100, 275_572, 19, 688),
+    ("resnet20", {"blocks": [9, 9, 9]}, 10, 853_018, 55, 2032),  # ResNet-56
     ("resnet20", {"shortcut": "projection"}, 10, 272_474, 21, 784),
     ("vgg16", {}, 10, 14_728_266, 13, 4224),
     ("vgg16", {}, 100, 14_774_436, 13, 4224),
@@ -205,6 +206,7 @@ def test_tdbn_scales_every_batch_norm():
             "student.architecture 'twn'.*'twin'",
         ),
         (lambda: build_teacher(colour("resnet20", args={"widht": 2})), "'widht'.*'width'"),
+        (lambda: build_teacher(colour("resnet20", args={"blocks": [1]})), "expected 3 numbers"),
         (
             lambda: build_student(colour("resnet20", student={"args": {"style": "sew"}})),
             "'pad' shortcut.*'projection'",

@@ -120,3 +120,9 @@ def test_every_method_learns(method, settings, images):
 def test_every_neuron_model_learns(model, images):
     neuron = {"model": model, "decay_input": False}
     assert learnt(recipe(CNN, neuron=neuron), images) > 3 * CHANCE
+
+
+@pytest.mark.parametrize("style", ["post_add", "sew", "ms"])
+def test_every_residual_style_learns(style, images):
+    args = {"blocks": [1, 1, 1], "style": style, "shortcut": "projection", "width": 0.75}
+    assert learnt(recipe({"family": "resnet20", "args": args}), images) > 3 * CHANCE

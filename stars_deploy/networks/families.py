@@ -56,6 +56,7 @@ class ResNetArgs(Args):
     style: Style = "post_add"
     shortcut: Shortcut | None = None  # where the shape changes; None: as the family's authors
     hidden: Positive | None = None  # width of a layer with an activation before the read-out
+    blocks: list[Positive] | None = None  # per stage; None: the family's depth
 
 
 class Family(NamedTuple):
@@ -96,12 +97,17 @@ RESNETS = {
 
 def _resnet(shape: ResNetShape) -> Callable[[Data, ResNetArgs, Spiking | None], Network]:
     def build(data: Data, args: ResNetArgs, spiking: Spiking | None) -> Network:
+        blocks = args.blocks or shape.blocks
+        if len(blocks) != len(shape.widths):
+            raise RecipeError(
+                f"blocks = {list(blocks)}: expected {len(shape.widths)} numbers, one per stage"
+            )
         return ResNet(
             data.shape[0],
             len(data.classes),
             args.wide(shape.stem),
             [args.wide(width) for width in shape.widths],
-            shape.blocks,
+            blocks,
             args.shortcut or shape.shortcut,
             args.style,
             args.hidden,
