@@ -1,10 +1,11 @@
 """The SpikingJelly side of student_step.py; runs in its own environment, imports nothing of ours.
 
 Reads one command a line: `step` does one forward and backward pass and answers with its seconds,
-`gradients FILE` saves the last gradients, `memory` answers with the peak of resident bytes since
+`gradients FILE` saves those of the first step in float64, `memory` answers with the peak of resident bytes since
 the start of the first step, less what was there before.
 """
 
+import copy
 import sys
 import time
 from pathlib import Path
@@ -81,6 +82,12 @@ class Student(nn.Module):
         return self.fc(x.mean((2, 3))).unflatten(0, (self.T, -1)).mean(0)
 
 
+def kd_loss(logits, goal):
+    """400 KL(goal / 20 || logits / 20), mean over the batch."""
+    student, teacher = F.log_softmax(logits / 20, dim=1), F.log_softmax(goal / 20, dim=1)
+    return 400 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
 def memory(key):
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key):
@@ -103,16 +110,16 @@ def main():
             functional.reset_net(student)
             begun = time.perf_counter()
             student.zero_grad(set_to_none=True)
-            logits = F.log_softmax(student(x) / 20, dim=1)
-            loss = 400 * F.kl_div(
-                logits, F.log_softmax(goal / 20, dim=1), reduction="batchmean", log_target=True
-            )
-            loss.backward()
+            kd_loss(student(x), goal).backward()
             print(time.perf_counter() - begun, flush=True)
         elif command == "gradients":
-            names = [f"{name}.conv.weight" for name in student.names]
-            convs = [block.conv.weight.grad.numpy() for block in student.blocks]
+            functional.reset_net(student)
+            exact = copy.deepcopy(student).double()
+            kd_loss(exact(x.double()), goal.double()).backward()
+            names = [f"{name}.conv.weight" for name in exact.names]
+            convs = [block.conv.weight.grad.numpy() for block in exact.blocks]
             np.savez(argument, **dict(zip(names, convs, strict=True)))
+            del exact, convs
             print("saved", flush=True)
         elif command == "memory":
             print(memory("VmHWM") - before, flush=True)
