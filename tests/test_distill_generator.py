@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stars_deploy.distill.randomness import make_rng
 from stars_deploy.distill.synthesis.generator import (
@@ -94,3 +96,25 @@ def test_label_embeddings():
     assert label_embeddings("random", 3, 2, rng).shape == (3, 2)
     with pytest.raises(InputError, match="lte_dim is 5, but 10"):
         label_embeddings("orthogonal", 10, 5, rng)
+
+
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 1000))
+def test_class_counts_differ_by_the_remainder_at_most(batch, classes, seed):
+    counts = torch.bincount(
+        balanced_labels(batch, classes, make_rng(seed, "labels")), minlength=classes
+    )
+    assert int(counts.sum()) == batch and len(counts) == classes
+    assert int(counts.min()) >= batch // classes
+    assert int(counts.max() - counts.min()) <= batch % classes
+
+
+def test_a_reset_changes_the_noisy_layers_only():
+    generator = NayerGenerator(6, 3, (1, 8, 8), lte_dim=4, le_emb=8, ngf=4)
+    generator.noisy.reset(make_rng(0, "first"))
+    with torch.no_grad():
+        generator.noisy.bias.fill_(1)
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    generator.noisy.reset(make_rng(0, "second"))
+    after = generator.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"noisy.weight", "noisy.bias"}

@@ -6,14 +6,17 @@ import math
 
 import pytest
 import torch
+from small_recipes import lively_student, recipe
 from tiny_distillation import tiny_model
 
 from stars_deploy.config.recipe import load_recipe, parse_recipe
-from stars_deploy.distill.schedule import Step, steps, synthesis_steps
+from stars_deploy.distill.schedule import Step, steps, synthesis_steps, synthetic_images
 from stars_deploy.distill.session import METHODS, Session
+from stars_deploy.distill.stars import pooled, rca_loss
 from stars_deploy.distill.synthesis.base import Best
 from stars_deploy.distill.synthesis.contrast import Bank, Head, contrastive_loss, info_nce
 from stars_deploy.distill.synthesis.generator import Trunk
+from stars_deploy.networks.families import build_teacher, seeded
 from stars_deploy.networks.images import denormalise, normalise, random_resized_crop
 from stars_deploy.networks.weights import load_teacher
 
@@ -220,3 +223,147 @@ def test_balance_gives_stars_its_share_of_the_gradient(model):
 
     ratio = norm(["rca", "tar"]) / norm(["bn", "oh", "adv"])
     assert ratio == pytest.approx(0.5, rel=1e-3)
+
+
+def advance_to(session, phase, epoch):
+    """Do every step before the first one of a phase of an epoch; return those of the phase."""
+    order = list(steps(session.recipe))
+    start = next(i for i, step in enumerate(order) if (step.phase, step.epoch) == (phase, epoch))
+    for step in order[:start]:
+        session.advance(step)
+    return [step for step in order[start:] if (step.phase, step.epoch) == (phase, epoch)]
+
+
+def snapshot(network):
+    """Every parameter, buffer and gradient of a network, copied."""
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    grads = {f"{n}.grad": p.grad for n, p in network.named_parameters()}
+    return state | {name: None if g is None else g.clone() for name, g in grads.items()}
+
+
+def same(before, after):
+    return before.keys() == after.keys() and all(
+        torch.equal(before[name], after[name]) if before[name] is not None else after[name] is None
+        for name in before
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_whole_round_with_a_trained_student_leaves_both_networks_as_they_were(model, method):
+    session = new_session(model, method)
+    round_steps = advance_to(session, "synthesis", 2)
+    before = [snapshot(network) for network in (session.teacher, session.student)]
+    # The student has been trained: it has gradients that a careless backward pass would change.
+    assert before[1]["fc.weight.grad"].abs().sum() > 0
+    for step in round_steps:
+        metrics = session.advance(step)
+    assert {"bn", "oh", "adv", "rca", "tar"} <= set(metrics)
+    after = [snapshot(network) for network in (session.teacher, session.student)]
+    assert same(before[0], after[0]) and same(before[1], after[1])
+
+
+def test_a_nayer_step_moves_the_whole_generator_and_a_new_loop_the_noisy_layers_only(model):
+    session = new_session(model, "nayer")
+    generator = session.synthesizer._generator
+    before = {name: value.detach().clone() for name, value in generator.named_parameters()}
+    advance_to(session, "calibration", 1)
+    generator = session.synthesizer._generator
+    after = dict(generator.named_parameters())
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    known = {name: value.clone() for name, value in generator.state_dict().items()}
+    session.synthesizer._begin_loop()
+    changed = {n for n, v in generator.state_dict().items() if not torch.equal(known[n], v)}
+    assert changed == {"noisy.weight", "noisy.bias"}
+
+
+def random_states(session):
+    state = session.state_dict()
+    mine = [state["augment_rng"], state["judge_rng"]]
+    return [*mine, state["pool"]["rng"], state["synthesizer"]["rng"]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stars_draws_no_random_numbers(model, method):
+    sessions = [
+        new_session(model, method, "stars.units=teacher", f"stars.enabled={on}")
+        for on in ("true", "false")
+    ]
+    shared = torch.get_rng_state()  # torch's own generator, which no step of either may use
+    for step in steps(sessions[0].recipe):
+        metrics = [session.advance(step) for session in sessions]
+        if step.phase == "synthesis" and step.epoch == 1 and metrics[0]:
+            assert "rca" in metrics[0] and "rca" not in metrics[1]
+        states = [random_states(session) for session in sessions]
+        assert all(torch.equal(a, b) for a, b in zip(*states, strict=True)), step
+        assert torch.equal(torch.get_rng_state(), shared), step
+    assert not torch.equal(sessions[0].pool.images, sessions[1].pool.images)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_of_zero_make_the_baselines_images_and_student(model, method):
+    zero = new_session(model, method, "stars.lambda_rca=0", "stars.lambda_tar=0")
+    none = new_session(model, method, "stars.enabled=false")
+    for step in steps(zero.recipe):
+        assert zero.advance(step) == none.advance(step)
+    assert torch.equal(zero.pool.images, none.pool.images)
+    assert same(snapshot(zero.student), snapshot(none.student))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_first_batch_depends_on_the_seed_alone(model, method):
+    pools = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(len(pools))  # the state of torch's own generator has no say
+        session = new_session(model, method, f"run.seed={seed}")
+        for number in range(synthesis_steps(session.recipe, 0)):
+            session.advance(Step("synthesis", 0, number))
+        pools.append(session.pool.images[:10])
+    assert torch.equal(pools[0], pools[1]) and not torch.equal(pools[0], pools[2])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_pool_grows_by_one_batch_a_loop(model, method):
+    session = new_session(
+        model, method, "pool.max_images=1000", "synthesis.nayer.harvest_every=0", "kd.steps=1"
+    )
+    sizes = {}
+    for step in steps(session.recipe):
+        session.advance(step)
+        sizes[step.epoch] = len(session.pool)
+    # batches of 10; of NAYER two loops in the one epoch of warm-up, then one
+    grown = [20, 30, 40, 50] if method == "nayer" else [10, 20, 30, 40]
+    assert list(sizes.values()) == grown
+    assert synthetic_images(session.recipe) == grown[-1]
+
+
+def test_the_learning_rate_counts_from_the_end_of_the_warm_up(model):
+    session = new_session(model, "nayer", "run.epochs=5", "run.warmup=2", "kd.steps=2")
+    logged = {}
+    for step in steps(session.recipe):
+        metrics = session.advance(step)
+        if step.phase == "kd" and metrics:
+            logged.setdefault(step.epoch, metrics["lr"])
+    low, high = session.recipe.kd.lr_min, session.recipe.kd.lr
+    # cos(pi e / 3) of e = 0, 1, 2 is 1, 1/2, -1/2
+    expected = {2: high, 3: low + 0.75 * (high - low), 4: low + 0.25 * (high - low)}
+    assert logged == pytest.approx(expected)
+
+
+def test_rca_reaches_the_pixels_through_either_network_alone():
+    chosen = recipe()
+    teacher = seeded(build_teacher, chosen, 0).eval().requires_grad_(False)
+    student = lively_student(chosen).requires_grad_(False)
+    images = torch.rand(10, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    images.requires_grad_(True)
+    view = normalise(images, chosen.data)
+    place = teacher.stage_ends[-1]
+    z_t = pooled(teacher.taps(view).pre_activations[place])
+    z_s = pooled(student.taps(view).pre_activations[place])
+
+    def gradient(t, s):
+        (found,) = torch.autograd.grad(rca_loss(t, s), images, retain_graph=True)
+        return found
+
+    by_student, by_teacher = gradient(z_t.detach(), z_s), gradient(z_t, z_s.detach())
+    assert float(by_student.norm()) > 1e-4 and float(by_teacher.norm()) > 1e-4
+    torch.testing.assert_close(gradient(z_t, z_s), by_student + by_teacher)

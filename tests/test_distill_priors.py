@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from stars_deploy.distill.priors import (
@@ -108,3 +110,38 @@ def test_jsd_is_that_of_the_public_code():
     teacher = torch.tensor([[3.0, 2.0, 1.0], [1.0, 0.0, -1.0]], dtype=torch.float64)
     assert float(jsd_loss(student, teacher)) == pytest.approx(-0.02308027315487532, abs=1e-9)
     assert float(jsd_loss(student, student)) == pytest.approx(0, abs=1e-12)
+
+
+def test_bn_loss_of_a_network_is_zero_at_its_own_biased_statistics():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)
+    )
+    network.double().eval().requires_grad_(False)
+    x = torch.rand(4, 1, 6, 6, dtype=torch.float64)
+
+    def loss():
+        with BatchNormProbe(network) as probe:
+            network(x)
+        return float(bn_loss(probe.moments, probe.targets))
+
+    assert loss() > 0.1
+    for place in (1, 4):
+        features = network[:place](x)  # the second norm's input depends on the first norm
+        network[place].running_mean.copy_(features.mean((0, 2, 3)))
+        network[place].running_var.copy_(features.var((0, 2, 3), correction=0))
+    assert loss() == pytest.approx(0, abs=1e-12)
+    network[1].running_var.mul_(64 / 63)  # what an unbiased estimate of 4 x 4 x 4 values would be
+    assert loss() > 1e-4
+
+
+@given(st.integers(0, 10_000))
+def test_the_adversarial_loss_is_never_positive_and_leaves_disagreement_alone(seed):
+    rng = torch.Generator().manual_seed(seed)
+    student = torch.randn(6, 3, generator=rng, dtype=torch.float64).requires_grad_(True)
+    teacher = torch.randn(6, 3, generator=rng, dtype=torch.float64)
+    loss = adversarial_loss(student, teacher)
+    (gradient,) = torch.autograd.grad(loss, student)
+    agree = student.argmax(1) == teacher.argmax(1)
+    assert float(loss.detach()) <= 0 and (float(loss.detach()) < 0) == bool(agree.any())
+    assert torch.equal(gradient.abs().sum(1) > 0, agree)

@@ -12,6 +12,7 @@ from stars_deploy.config.recipe import load_recipe
 from stars_deploy.distill import checkpoint, kd, loop
 from stars_deploy.distill.schedule import Step, steps, totals
 from stars_deploy.distill.session import Session
+from stars_deploy.distill.synthesis import nayer
 from stars_deploy.errors import InputError, StarsError, TrainingDiverged, WeightsError
 from stars_deploy.networks.weights import load_student, load_teacher
 from stars_deploy.workflow.distill import distill, plan
@@ -263,8 +264,6 @@ def test_a_silent_student_gives_finite_losses_and_gradients(session):
 
 
 def test_a_new_generator_is_made_every_life(session, monkeypatch):
-    from stars_deploy.distill.synthesis import nayer
-
     config = session.recipe.synthesis.nayer
     due = [
         e
@@ -300,3 +299,10 @@ def test_a_recipe_that_cannot_run_claims_no_folder(model, tmp_path, override, me
 def test_nesterov_without_momentum_is_plain_descent(model, tmp_path):
     run(model, tmp_path / "out", "kd.momentum=0", "kd.nesterov=true")
     assert (tmp_path / "out" / "summary.json").is_file()
+
+
+def test_an_epoch_makes_ten_batches_in_the_papers_warm_up_and_four_after_it():
+    recipe = load_recipe("paper-nayer-cifar10-resnet34")
+    counts = [nayer.loops(recipe.synthesis.nayer, epoch, 20) for epoch in range(320)]
+    assert recipe.run.warmup == 20 and recipe.run.epochs == 320
+    assert counts == [10] * 20 + [4] * 300

@@ -1,7 +1,10 @@
 """RCA and TAR: hand-computed values, invariances, gradients, silent layers."""
 
+import itertools
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -300,3 +303,119 @@ def test_start_gate():
     for start, epochs in (("always", [0, 1, 2, 3]), ("warmup", [2, 3]), ("warmup+1", [3])):
         config = Stars(start=start)
         assert [epoch for epoch in range(4) if started(config, epoch, 2)] == epochs
+
+
+@given(st.integers(0, 10_000), st.integers(2, 7))
+def test_rca_counts_every_pair_once(seed, batch):
+    teacher, student = normal(seed, batch, 3), normal(seed + 1, batch, 5)
+    pairs = list(itertools.combinations(range(batch), 2))
+    gaps = [
+        F.cosine_similarity(student[i], student[j], dim=0)
+        - F.cosine_similarity(teacher[i], teacher[j], dim=0)
+        for i, j in pairs
+    ]
+    expected = torch.stack(gaps).square().sum() / (batch * (batch - 1) / 2)
+    assert float(rca_loss(teacher, student)) == pytest.approx(float(expected), abs=1e-12)
+
+
+def test_rca_ignores_how_alike_a_sample_is_to_itself():
+    # Divided by the floor, student rows of 1e-3 have length 0.1; the cross terms still agree.
+    axes = torch.eye(3, dtype=torch.float64)
+    assert float(rca_loss(axes, 1e-3 * axes, mask_dead=False)) == 0
+
+
+def test_a_single_sample_gives_rca_no_gradient_and_no_nan():
+    rows_of_one = normal(1, 1, 3).requires_grad_(True), normal(2, 1, 4).requires_grad_(True)
+    loss = rca_loss(*rows_of_one)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert all(torch.equal(z.grad, torch.zeros_like(z)) for z in rows_of_one)
+
+
+def test_equal_features_have_no_tar():
+    for normalization in ("teacher_global", "teacher_channel", "none"):
+        config = Stars(lambda_rca=0, normalization=normalization)
+        z = normal(3, 6, 4)
+        assert float(stars(config)([z], [z]).tar) == 0
+
+
+def test_raw_tar_sees_a_common_scale_but_no_common_shift():
+    teacher, student = normal(0, 8, 4), normal(1, 8, 4) + 1
+    loss = stars(Stars(lambda_rca=0, normalization="none"))
+
+    def value(scale, shift):
+        return float(loss([scale * teacher + shift], [scale * student + shift]).tar)
+
+    assert value(1, 3) == pytest.approx(value(1, 0), abs=1e-12)
+    assert value(3, 1) != pytest.approx(value(1, 0), rel=0.05)
+    # Of features much smaller than delta only the mean is left: p = p(0) + z / (4 delta).
+    linear = (1e-3 * (student.mean() - teacher.mean()) / (4 * 0.5)).square()
+    assert value(1e-3, 0) == pytest.approx(float(linear), rel=1e-2)
+
+
+@given(st.integers(0, 10_000), st.lists(st.floats(-2, 2), min_size=2, max_size=6, unique=True))
+def test_exceedance_falls_with_the_threshold(seed, levels):
+    levels = sorted(round(level, 3) for level in levels)
+    masses = soft_exceedance(normal(seed, 5, 3), torch.tensor(levels).double(), 0.5)
+    for (low, high), fall in zip(itertools.pairwise(levels), -masses.diff(), strict=True):
+        assert (fall > 0) == (high > low)
+
+
+def test_exceedance_of_a_gaussian_by_width():
+    # Midpoints of 100,000 slices of equal probability stand for N(0, 1) without sampling noise.
+    slices = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    z = torch.special.ndtri(slices).view(-1, 1)
+    levels = torch.special.ndtri(torch.tensor(QUANTILES, dtype=torch.float64))
+    for delta, expected in {
+        0.5: [0.4238, 0.3454, 0.2620, 0.1669, 0.1084],
+        0.05: [0.4004, 0.3007, 0.2010, 0.1009, 0.0507],
+        1e-6: [0.4, 0.3, 0.2, 0.1, 0.05],
+    }.items():
+        assert soft_exceedance(z, levels, delta).tolist() == pytest.approx(expected, abs=6e-5)
+
+
+def shuffled(z, seed):
+    """The same values for other samples and channels."""
+    rng = torch.Generator().manual_seed(seed)
+    order = [torch.randperm(length, generator=rng) for length in z.shape]
+    return z[order[0]][:, order[1]]
+
+
+@given(st.integers(0, 10_000))
+def test_tar_ignores_which_sample_and_channel_is_which_in_either_network(seed):
+    teacher, student = normal(seed, 6, 4), normal(seed + 1, 6, 5)
+    loss = stars(Stars())
+    before = loss([teacher], [student])
+    for pair in ((shuffled(teacher, seed), student), (teacher, shuffled(student, seed))):
+        assert float(loss([pair[0]], [pair[1]]).tar) == pytest.approx(float(before.tar), abs=1e-12)
+
+
+def test_rca_does_not_ignore_which_sample_is_which():
+    teacher, student = normal(0, 6, 4), normal(1, 6, 5)
+    moved = rca_loss(teacher, student.roll(1, 0))
+    assert float(moved) != pytest.approx(float(rca_loss(teacher, student)), rel=1e-3)
+
+
+@given(st.integers(0, 10_000), st.floats(0.05, 2), st.floats(0.05, 2))
+def test_firing_too_much_raises_every_tail_and_tar(seed, first, more):
+    z = normal(seed, 6, 4)
+    levels = tail_thresholds(z, QUANTILES)
+    tails = [soft_exceedance(z + shift, levels, 0.5) for shift in (0, first, first + more)]
+    assert (tails[1] > tails[0]).all() and (tails[2] > tails[1]).all()
+    losses = [float(tar_loss(z, z + shift, levels, 0.5)) for shift in (0, first, first + more)]
+    assert 0 == losses[0] < losses[1] < losses[2] < 1
+
+
+def test_tar_is_the_mean_over_as_many_thresholds_as_quantiles():
+    teacher, student = normal(0, 6, 4), normal(1, 6, 4)
+
+    def value(*quantiles):
+        return float(stars(Stars(lambda_rca=0, quantiles=quantiles))([teacher], [student]).tar)
+
+    for count in (1, 2, 5):
+        assert soft_exceedance(teacher, tail_thresholds(teacher, QUANTILES[:count]), 0.5).shape == (
+            count,
+        )
+    singles = [value(q) for q in QUANTILES]
+    assert value(*QUANTILES) == pytest.approx(sum(singles) / 5)
+    assert value(0.6, 0.6, 0.6) == pytest.approx(singles[0])

@@ -151,3 +151,18 @@ def test_divergence_keeps_the_last_good_epoch(
         train_teacher(bars_recipe(), data, tmp_path / "out", "cpu")
     assert not (tmp_path / "out" / "teacher.safetensors").exists()
     load_teacher(bars_recipe(), tmp_path / "out" / "checkpoint" / "teacher.safetensors")
+
+
+def test_evaluation_looks_at_the_images_as_they_are_and_learns_nothing_from_them() -> None:
+    chosen = recipe(data={"crop_padding": 4, "flip": True})
+    images = random_images(23, (1, 12, 12))
+    student = lively_student(chosen)
+    with torch.no_grad():
+        labels = student(to_input(images, chosen.data, CPU)).argmax(1).numpy()
+    assert len(set(labels.tolist())) > 1
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    student.train()  # as distillation leaves it
+    # Batch statistics, a shift or a mirrored image would change at least one of the answers.
+    assert accuracy(student, images, labels, chosen.data, CPU) == 1
+    assert not student.training
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())

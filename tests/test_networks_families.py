@@ -11,10 +11,11 @@ from small_recipes import random_images, recipe
 from torch import nn
 
 from stars_deploy.config.recipe import Recipe
+from stars_deploy.distill.priors import BatchNormProbe
 from stars_deploy.errors import RecipeError
 from stars_deploy.graph.order import sources, spiking_nodes
 from stars_deploy.networks.base import Network
-from stars_deploy.networks.families import build_student, build_teacher, seeded
+from stars_deploy.networks.families import FAMILIES, build_student, build_teacher, seeded
 from stars_deploy.networks.images import to_input
 from stars_deploy.networks.to_nir import node_names, student_to_nir
 from stars_deploy.simulate.reference import FloatEngine
@@ -24,18 +25,27 @@ CPU = torch.device("cpu")
 SIZES = [
     ("resnet18", {}, 10, 11_173_962, 20, 4800),
     ("resnet18", {}, 100, 11_220_132, 20, 4800),
+    ("resnet18", {}, 200, 11_271_432, 20, 4800),
     ("resnet34", {}, 10, 21_282_122, 36, 8512),
+    ("resnet34", {}, 100, 21_328_292, 36, 8512),
     ("resnet34", {}, 200, 21_379_592, 36, 8512),
     ("resnet19", {}, 10, 12_569_226, 19, 5248),
+    ("resnet19", {}, 100, 12_615_396, 19, 5248),
     ("resnet19", {"hidden": 256}, 10, 12_697_994, 19, 5248),
+    ("resnet19", {"hidden": 256}, 100, 12_721_124, 19, 5248),
+    ("resnet19", {"hidden": 256}, 200, 12_746_824, 19, 5248),
+    ("resnet19_sakd", {}, 10, 12_502_090, 20, 5312),
     ("resnet19_sakd", {}, 100, 12_548_260, 20, 5312),
     ("resnet19_sakd", {"hidden": 256}, 10, 12_630_858, 20, 5312),
+    ("resnet19_sakd", {"hidden": 256}, 100, 12_653_988, 20, 5312),
     ("resnet20", {}, 10, 269_722, 19, 688),
     ("resnet20", {}, 100, 275_572, 19, 688),
     ("resnet20", {"blocks": [9, 9, 9]}, 10, 853_018, 55, 2032),  # ResNet-56
     ("resnet20", {"shortcut": "projection"}, 10, 272_474, 21, 784),
+    ("resnet20", {"shortcut": "projection"}, 100, 278_324, 21, 784),
     ("vgg16", {}, 10, 14_728_266, 13, 4224),
     ("vgg16", {}, 100, 14_774_436, 13, 4224),
+    ("vgg16", {}, 200, 14_825_736, 13, 4224),
 ]
 
 
@@ -62,13 +72,17 @@ def test_sizes_are_those_of_the_literature(family, args, classes, count, norms, 
     found = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert parameters(network) == count
     assert (len(found), sum(norm.num_features for norm in found)) == (norms, channels)
+    matched = [len(target.mean) for target in BatchNormProbe(network).targets]
+    assert (len(matched), sum(matched)) == (norms, channels)
 
 
 @pytest.mark.parametrize(
     ("family", "shapes"),
     [
         ("resnet18", [(64, 32), (128, 16), (256, 8), (512, 4)]),
+        ("resnet34", [(64, 32), (128, 16), (256, 8), (512, 4)]),
         ("resnet19", [(128, 32), (256, 16), (512, 8)]),
+        ("resnet19_sakd", [(128, 32), (256, 16), (512, 8)]),
         ("resnet20", [(16, 32), (32, 16), (64, 8)]),
         ("vgg16", [(64, 32), (128, 16), (256, 8), (512, 4), (512, 2)]),
     ],
@@ -216,3 +230,22 @@ def test_tdbn_scales_every_batch_norm():
 def test_impossible_networks_are_refused(make, message):
     with pytest.raises(RecipeError, match=message):
         make()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_twin_has_as_many_parameters_and_plif_one_more_per_layer(family):
+    args = {"channels": [16, 32], "strides": [1, 2]} if family == "cnn" else {}
+    with torch.device("meta"):
+        teacher = build_teacher(colour(family, args=args))
+        for model in ("lif", "if", "plif"):
+            student = build_student(colour(family, args=args, neuron={"model": model}))
+            learned = len(student.junctions) if model == "plif" else 0
+            assert parameters(student) == parameters(teacher) + learned
+            assert len(student.junctions) == len(teacher.junctions) > 1
+
+
+def test_a_students_own_hidden_layer_is_what_it_has_more_than_its_teacher():
+    chosen = colour("resnet19", classes=10, student={"args": {"hidden": 256}})
+    with torch.device("meta"):
+        sizes = parameters(build_teacher(chosen)), parameters(build_student(chosen))
+    assert sizes == (12_569_226, 12_697_994)

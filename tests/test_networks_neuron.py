@@ -15,6 +15,7 @@ from norse.torch.functional.lif_box import (
 )
 
 from stars_deploy.config.recipe import Neuron
+from stars_deploy.distill.stars import firing_thresholds
 from stars_deploy.errors import RecipeError
 from stars_deploy.networks.neuron import SpikingLayer, run, spike_train
 from stars_deploy.networks.surrogate import SURROGATES
@@ -350,3 +351,38 @@ def test_if_back_propagates_through_time_without_leak() -> None:
     slopes = [float(SURROGATES["atan"](torch.tensor(h - 1.0), 2.0)) for h in (0.1, 0.2, 0.3)]
     expected = [sum(slopes), sum(slopes[1:]), slopes[2]]
     assert gradient.flatten().tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@given(tau=st.floats(1, 8), decay=st.booleans())
+def test_a_current_at_its_limit_never_fires_and_one_above_tau_always_does(
+    tau: float, decay: bool
+) -> None:
+    neuron = Neuron(tau=tau, decay_input=decay)
+    limit = 1.0 if decay else 1 / tau  # what H tends to is the current, or tau times it
+    # 1/tau and tau are rounded, so that without input decay their product may be above 1.
+    assert "1" not in train(limit * (1.0 if decay else 1 - 1e-12), neuron, 200)
+    assert train(limit * tau * (1 + 1e-9), neuron, 200) == "1" * 200
+
+
+def test_the_rate_is_that_of_eq_9_at_most_and_equal_in_three_cases() -> None:
+    # Eq. 9 counts the steps t with a > theta_t: it forgets that a spike resets the potential.
+    currents = torch.linspace(0.01, 9, 3001, dtype=torch.float64)
+    seen = torch.zeros(2, dtype=torch.long)
+    for tau in (1.25, 2.0, 3.0, 6.0):
+        for T in (1, 2, 4, 8):
+            thresholds = torch.tensor(firing_thresholds(Neuron(tau=tau), T), dtype=torch.float64)
+            a = currents[((currents[:, None] - thresholds).abs() > 1e-9).all(1)]
+            spikes = spike_train(a[None], T, Neuron(tau=tau))
+            count, predicted = spikes.sum(0), (a[:, None] > thresholds).sum(1)
+            assert (count <= predicted).all()
+            only_last = (spikes[:-1].sum(0) == 0) & (spikes[-1] > 0)
+            equal = (count == 0) | only_last | (a > tau)
+            assert torch.equal(count == predicted, equal)
+            seen += torch.stack([equal.sum(), (~equal).sum()])
+    assert (seen > 3000).all()
+
+
+def test_a_potential_that_was_carried_over_would_be_seen() -> None:
+    # 00100100: the last four steps go on from a charged membrane, a new call does not.
+    whole = train(1.2, Neuron(), 8)
+    assert whole[4:] == "0100" != train(1.2, Neuron(), 4) == whole[:4]

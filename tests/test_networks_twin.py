@@ -224,3 +224,16 @@ def test_devices_are_named_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve("cuda")
     with pytest.raises(InputError, match="'gpu': expected auto, cpu or cuda"):
         resolve("gpu")
+
+
+def test_the_mean_of_equal_logits_is_any_of_them() -> None:
+    student = lively_student(recipe(student={"T": 7})).double()
+    with torch.no_grad():
+        student.blocks[-1].bn.weight.zero_()
+        student.blocks[-1].bn.bias.copy_(torch.tensor([-3.0, 0.0, 5.0, -1.0, 5.0, 9.0]))
+        taps = student.taps(inputs().double())
+        # The last layer's neurons fire at every step or at none, so every step says the same.
+        by_hand = student.fc(torch.tensor([0, 0, 1, 0, 1, 1.0], dtype=torch.float64))
+    assert all(torch.equal(step, taps.step_logits[0]) for step in taps.step_logits)
+    torch.testing.assert_close(taps.step_logits[3], by_hand.expand(5, 3))
+    torch.testing.assert_close(taps.logits, taps.step_logits[0], rtol=0, atol=1e-12)
