@@ -1,8 +1,8 @@
 """The SpikingJelly side of student_step.py; runs in its own environment, imports nothing of ours.
 
 Reads one command a line: `step` does one forward and backward pass and answers with its seconds,
-`gradients FILE` saves those of the first step in float64, `memory` answers with the peak of resident bytes since
-the start of the first step, less what was there before.
+`gradients FILE` saves those of a step in float64, `memory` answers with the peak of resident bytes
+since the start of the first step, less what was there before.
 """
 
 import copy

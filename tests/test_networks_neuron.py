@@ -17,7 +17,8 @@ from norse.torch.functional.lif_box import (
 from stars_deploy.config.recipe import Neuron
 from stars_deploy.distill.stars import firing_thresholds
 from stars_deploy.errors import RecipeError
-from stars_deploy.networks.neuron import SpikingLayer, run, spike_train
+from stars_deploy.networks.fused import run
+from stars_deploy.networks.neuron import SpikingLayer, spike_train
 from stars_deploy.networks.surrogate import SURROGATES
 
 # Constant input a, tau = 2, V_th = 1: H_1 = a/2, without a spike H_t = a (1 - 2^-t).

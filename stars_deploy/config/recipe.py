@@ -77,10 +77,12 @@ class Neuron(_Section):
     v_threshold: float = Field(default=1.0, gt=0)
     v_reset: float = 0.0
     decay_input: bool = True  # False: H = V (1 - 1/tau) + X
-    surrogate: str = "atan"  # backend fused: atan, sigmoid, triangle, rectangle; norse: its own
+    surrogate: str = (
+        "atan"  # of fused and compiled: atan, sigmoid, triangle, rectangle; norse: its own
+    )
     alpha: float = Field(default=2.0, gt=0)  # sharpness of the surrogate
     detach_reset: bool = True  # no gradient through the reset
-    backend: Literal["fused", "norse"] = "fused"
+    backend: Literal["fused", "compiled", "norse"] = "fused"  # compiled: for long runs
 
 
 class Student(_Section):
