@@ -228,6 +228,9 @@ class Pool(_Section):
     newest_fraction: float = Field(
         default=0.0, ge=0, le=1
     )  # share of a batch from the newest round
+    # Every image that enters the pool is also written there as a PNG; relative to the current
+    # folder. Unset: no files.
+    dir: str | None = Field(default=None, min_length=1)
 
 
 class WarmStart(_Section):
