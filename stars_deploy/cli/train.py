@@ -74,13 +74,18 @@ def distill(
     from stars_deploy.workflow.distill import distill as run
     from stars_deploy.workflow.distill import plan
 
-    changes = list(overrides or ())
-    for key, value in (("synthesis.method", method), ("run.seed", seed), ("run.device", device)):
+    changes, options = list(overrides or ()), {}
+    for name, key, value in (
+        ("method", "synthesis.method", method),
+        ("seed", "run.seed", seed),
+        ("device", "run.device", device),
+    ):
         if value is not None:
             changes.append(f"{key}={value}")
+            options[key] = f"--{name} {value}"
     if stars is not None:
         changes.append(f"stars.enabled={str(stars).lower()}")
-    chosen, origin = load_recipe(recipe, changes), find_recipe(recipe)
+    chosen, origin = load_recipe(recipe, changes, options), find_recipe(recipe)
     if dry_run:
         if weights is not None:
             load_teacher(chosen, weights, origin)  # refuses what the run would refuse

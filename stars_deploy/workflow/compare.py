@@ -54,7 +54,7 @@ def compare(
         WeightsError, TrainingDiverged.
     """
     cells = parse_vary(vary) if vary else [Cell("recipe", ())]
-    recipes = [load_recipe(spec, [*overrides, *cell.overrides]) for cell in cells]
+    recipes = [_cell_recipe(spec, overrides, cell) for cell in cells]
     _refuse_image_folder(recipes)
     origin = find_recipe(spec)
     images, labels = load_data(data, recipes[0].data, "test")
@@ -76,6 +76,11 @@ def compare(
     write_text(out / TABLE, markdown(result))
     write_text(out / FIGURE, comparison_figure(result))
     return result
+
+
+def _cell_recipe(spec: str, overrides: Sequence[str], cell: Cell) -> Recipe:
+    varied = {override.partition("=")[0]: f"--vary {override}" for override in cell.overrides}
+    return load_recipe(spec, [*overrides, *cell.overrides], varied)
 
 
 def _refuse_image_folder(recipes: Sequence[Recipe]) -> None:
