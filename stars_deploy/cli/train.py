@@ -76,7 +76,6 @@ def distill(
     Example: stars-deploy distill fashion-mnist --seed 1 --out run
     """
     from stars_deploy.config.recipe import find_recipe, load_recipe
-    from stars_deploy.networks.weights import load_teacher
     from stars_deploy.workflow.distill import distill as run
     from stars_deploy.workflow.distill import plan
     from stars_deploy.workflow.resume import recipe_of_run, require_run
@@ -94,9 +93,7 @@ def distill(
         spec = recipe or DEFAULT_MODEL
         chosen, origin = load_recipe(spec, changes, sources), find_recipe(spec)
     if dry_run:
-        if weights is not None:
-            load_teacher(chosen, weights, origin)  # refuses what the run would refuse
-        _show_plan(plan(chosen))
+        _show_plan(plan(chosen, weights, origin))
         return
     with console.progress() as progress:
         summary = run(chosen, out, origin=origin, resume=resume, weights=weights, progress=progress)

@@ -106,8 +106,16 @@ def _watched(session: Session, after_epoch: Callable[[int, Network], None], epoc
     after_epoch(epoch, copy.deepcopy(session.student))
 
 
-def plan(recipe: Recipe) -> dict[str, Any]:
-    """Return what a run of the recipe would do and how large it is; nothing is run or written."""
+def plan(
+    recipe: Recipe, weights: Path | None = None, origin: Path | None = None
+) -> dict[str, Any]:
+    """Return what a run of the recipe would do and how large it is; nothing is run or written.
+
+    Raises:
+        WeightsError: `weights` are given, and the run would refuse them.
+    """
+    if weights is not None:
+        load_teacher(recipe, weights, origin)
     return {
         "name": recipe.name,
         "method": method(recipe),
