@@ -106,9 +106,7 @@ def _watched(session: Session, after_epoch: Callable[[int, Network], None], epoc
     after_epoch(epoch, copy.deepcopy(session.student))
 
 
-def plan(
-    recipe: Recipe, weights: Path | None = None, origin: Path | None = None
-) -> dict[str, Any]:
+def plan(recipe: Recipe, weights: Path | None = None, origin: Path | None = None) -> dict[str, Any]:
     """Return what a run of the recipe would do and how large it is; nothing is run or written.
 
     Raises:
