@@ -151,6 +151,18 @@ def test_unknown_recipe_key(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("--set", "kd.lr=-1"), "Error: --set kd.lr=-1: key 'kd.lr' has value -1"),
+        (("--method", "cim"), "Error: --method cim: key 'synthesis.method' has value 'cim'"),
+        (("--device", "gpu"), "Error: --device gpu: key 'run.device' has value 'gpu'"),
+    ],
+)
+def test_a_wrong_value_names_the_option_it_came_from(given, says, tmp_path):
+    fails(2, "distill", *given, "--out", tmp_path / "run", says=[says])
+
+
 @pytest.mark.parametrize("command", ["check", "simulate", "validate"])
 def test_unknown_profile(command, exported):
     words = (command, exported, "--profile", "loihi3")

@@ -47,6 +47,14 @@ def test_grids_that_make_no_sense(texts, message):
         parse_vary(texts)
 
 
+def test_a_wrong_value_of_a_cell_is_said_to_be_varied(tmp_path):
+    with pytest.raises(InputError, match=r"^--vary kd\.lr=-1: key 'kd\.lr'"):
+        compare("fashion-mnist", ["kd.lr=0.1,-1"], [0], "evaluation", tmp_path / "out")
+    with pytest.raises(InputError, match=r"^--set kd\.tau=0: key 'kd\.tau'"):
+        words = ("fashion-mnist", ["kd.lr=0.1,0.2"], [0], "evaluation", tmp_path / "out")
+        compare(*words, ["kd.tau=0"])
+
+
 def test_seeds():
     assert parse_seeds("0,3,5-7") == [0, 3, 5, 6, 7]
     with pytest.raises(InputError, match="seed 3 is given twice"):

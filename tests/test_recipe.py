@@ -1,6 +1,7 @@
 """Recipes: what is shipped is valid, and every mistake is named with its remedy."""
 
 import pytest
+import tomli_w
 
 from stars_deploy.assets import asset
 from stars_deploy.config.recipe import find_recipe, load_recipe, parse_recipe
@@ -77,6 +78,47 @@ def test_overrides_use_toml_values():
     assert recipe.kd.lr == 1e-3
     assert recipe.neuron.backend == "norse"
     assert recipe.stars.quantiles == (0.5, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start"),
+    [
+        (["kd.lr=-1"], "--set kd.lr=-1: key 'kd.lr' has value -1"),
+        (["kd.lr=0.1", "kd.lr=-1"], "--set kd.lr=-1: key 'kd.lr'"),
+        (["kd={lr = -1}"], "--set kd={lr = -1}: key 'kd.lr'"),
+        (["kd.stepz=3"], "--set kd.stepz=3: unknown key 'kd.stepz'; did you mean 'steps'?"),
+        (['stars.layers=["a", 3]'], "--set stars.layers="),
+    ],
+)
+def test_a_wrong_value_of_the_command_line_is_not_blamed_on_the_file(overrides, start):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("fashion-mnist", overrides)
+    assert str(caught.value).startswith(start)
+    assert "recipe.toml" not in str(caught.value)
+
+
+def test_values_of_the_file_and_the_command_line_that_disagree_name_both(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(tomli_w.dumps(changed("run", {"epochs": 9, "warmup": 5})))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, ["run.epochs=4"])
+    assert str(caught.value).startswith(f"{path} with --set run.epochs=4: key 'run' has value")
+
+
+def test_mistakes_of_the_file_are_blamed_on_it_whatever_else_is_set(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(tomli_w.dumps(changed("kd.lr", -1)))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, ["kd.steps=5", "student.T=0"])
+    assert f"{path}: key 'kd.lr' has value -1" in str(caught.value)
+    assert "--set student.T=0: key 'student.T' has value 0" in str(caught.value)
+    assert "kd.steps" not in str(caught.value)
+
+
+def test_an_option_of_its_own_is_named_as_it_was_given():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("fashion-mnist", ["run.device=gpu"], {"run.device": "--device gpu"})
+    assert str(caught.value).startswith("--device gpu: key 'run.device' has value 'gpu'")
 
 
 @pytest.mark.parametrize("override", ["kd.lr", "=3", "kd..lr=3", "name.x=3"])

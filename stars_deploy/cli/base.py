@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import signal
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import ParamSpec, TypeVar
 
 import typer
@@ -16,6 +20,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 INTERRUPTED = 130
+GOES_ON = "the same command goes on where it stopped"
+# What an interrupted command leaves behind; any other one starts again from the beginning.
+AFTERWARDS = {
+    "distill": "the same command with --resume goes on where it stopped",
+    "compare": GOES_ON,
+    "demo": GOES_ON,
+    "teacher_train": "a teacher is trained from the beginning: empty the folder, or give another",
+}
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
@@ -24,16 +36,15 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return function(*args, **kwargs)
+            with _termination_interrupts():
+                return function(*args, **kwargs)
         except typer.Exit:
             raise
         except StarsError as error:
             raise _fail(str(error), error.exit_code) from None
         except KeyboardInterrupt:
-            raise _fail(
-                "interrupted; the same command goes on where it stopped (distill: with --resume)",
-                INTERRUPTED,
-            ) from None
+            after = AFTERWARDS.get(function.__name__, "the same command starts again")
+            raise _fail(f"interrupted; {after}", INTERRUPTED) from None
         except OSError as error:
             raise _fail(_explain_os_error(error), 2) from None
         except Exception as error:
@@ -46,6 +57,25 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             ) from None
 
     return guarded
+
+
+@contextlib.contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """Let SIGTERM, which batch systems and `kill` send, end the command as Ctrl-C does."""
+    ours = threading.current_thread() is threading.main_thread()
+    # Whoever ignores the signal, or handles it, keeps doing so.
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _explain_os_error(error: OSError) -> str:

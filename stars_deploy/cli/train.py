@@ -10,6 +10,7 @@ import typer
 from stars_deploy import console
 from stars_deploy.cli.base import command, next_step
 
+DEFAULT_MODEL = "fashion-mnist"
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DataOption = Annotated[
     str, typer.Option("--data", help="Data set: a name, a folder of idx or image files, an npz.")
@@ -46,7 +47,10 @@ def teacher_train(
 @command
 def distill(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    recipe: Annotated[str, typer.Argument(help="Recipe file or packaged model.")] = "fashion-mnist",
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="Recipe file or packaged model.", show_default=DEFAULT_MODEL),
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="The teacher's weights (safetensors).")
     ] = None,
@@ -59,7 +63,10 @@ def distill(
     overrides: SetOption = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue an interrupted run, with the recipe that it has."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and its size; run nothing.")
     ] = False,
@@ -69,30 +76,40 @@ def distill(
     Example: stars-deploy distill fashion-mnist --seed 1 --out run
     """
     from stars_deploy.config.recipe import find_recipe, load_recipe
-    from stars_deploy.errors import InputError
-    from stars_deploy.networks.weights import load_teacher
     from stars_deploy.workflow.distill import distill as run
     from stars_deploy.workflow.distill import plan
+    from stars_deploy.workflow.resume import recipe_of_run, require_run
 
-    changes = list(overrides or ())
-    for key, value in (("synthesis.method", method), ("run.seed", seed), ("run.device", device)):
-        if value is not None:
-            changes.append(f"{key}={value}")
-    if stars is not None:
-        changes.append(f"stars.enabled={str(stars).lower()}")
-    chosen, origin = load_recipe(recipe, changes), find_recipe(recipe)
+    if resume:
+        require_run(out)
+    options = _options({"method": method, "seed": seed, "device": device}, stars)
+    changes = [*(overrides or ()), *options]
+    sources = {change.partition("=")[0]: option for change, option in options.items()}
+    if resume and not overrides and method is None and stars is None and seed is None:
+        chosen, weights = recipe_of_run(out, recipe, weights, changes, sources)
+        origin = out / "recipe.toml"
+        console.say(f"Resuming with the recipe of {origin}")
+    else:
+        spec = recipe or DEFAULT_MODEL
+        chosen, origin = load_recipe(spec, changes, sources), find_recipe(spec)
     if dry_run:
-        if weights is not None:
-            load_teacher(chosen, weights, origin)  # refuses what the run would refuse
-        _show_plan(plan(chosen))
+        _show_plan(plan(chosen, weights, origin))
         return
-    if resume and not (out / "recipe.toml").is_file():
-        raise InputError(f"{out}: holds no run to resume; without --resume it is started anew")
     with console.progress() as progress:
         summary = run(chosen, out, origin=origin, resume=resume, weights=weights, progress=progress)
     console.emit(summary)
     console.say(f"Student: {out / 'student.safetensors'} ({summary['wall_time_s']:.0f} s)")
     next_step(f"stars-deploy evaluate {out} --data evaluation")
+
+
+def _options(values: dict[str, object], stars: bool | None) -> dict[str, str]:
+    """Return the changes of the recipe that options stand for, and how each was given."""
+    keys = {"method": "synthesis.method", "seed": "run.seed", "device": "run.device"}
+    given = {name: value for name, value in values.items() if value is not None}
+    changes = {f"{keys[name]}={value}": f"--{name} {value}" for name, value in given.items()}
+    if stars is not None:
+        changes[f"stars.enabled={str(stars).lower()}"] = "--stars" if stars else "--no-stars"
+    return changes
 
 
 def _show_plan(plan: dict[str, object]) -> None:

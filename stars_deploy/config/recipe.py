@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from stars_deploy.assets import asset
 from stars_deploy.errors import RecipeError, nearest
@@ -230,6 +231,9 @@ class Pool(_Section):
     newest_fraction: float = Field(
         default=0.0, ge=0, le=1
     )  # share of a batch from the newest round
+    # Every image that enters the pool is also written there as a PNG; relative to the current
+    # folder. Unset: no files.
+    dir: str | None = Field(default=None, min_length=1)
 
 
 class WarmStart(_Section):
@@ -311,8 +315,13 @@ def find_recipe(spec: str | Path) -> Path:
     )
 
 
-def load_recipe(spec: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    spec: str | Path, overrides: Sequence[str] = (), options: Mapping[str, str] | None = None
+) -> Recipe:
     """Read and validate a recipe; `overrides` are ``key.path=value`` strings, values in TOML.
+
+    A message about an override says that it came from --set, or from what `options` holds for its
+    key, such as "--method cmi".
 
     ``extends = ["base.toml", ...]`` names recipes, relative to the file, whose values it starts
     from, later ones over earlier ones.
@@ -322,9 +331,12 @@ def load_recipe(spec: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(spec)
     document = _document(path, ())
+    given: dict[str, str] = {}
     for override in overrides:
-        _set(document, override)
-    return parse_recipe(document, str(path))
+        key = _set(document, override)
+        given.pop(key, None)  # the last one counts
+        given[key] = (options or {}).get(key, f"--set {override}")
+    return parse_recipe(document, str(path), given)
 
 
 def _document(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -359,15 +371,37 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def parse_recipe(document: Mapping[str, Any], origin: str) -> Recipe:
-    """Validate a recipe given as nested mappings; `origin` names it in messages."""
+def parse_recipe(
+    document: Mapping[str, Any], origin: str, given: Mapping[str, str] | None = None
+) -> Recipe:
+    """Validate a recipe given as nested mappings; `origin` names it in messages.
+
+    Args:
+        given: keys whose values came from elsewhere, and from where.
+    """
     try:
         return Recipe.model_validate(document)
     except ValidationError as problem:
-        raise RecipeError(f"{origin}: {explain(problem, Recipe)}") from None
+        lines: dict[str, list[str]] = {}
+        for error in problem.errors():
+            source = _source(error["loc"], origin, given or {})
+            lines.setdefault(source, []).append(_explain_one(error, Recipe))
+        text = "; ".join(f"{source}: {'; '.join(found)}" for source, found in lines.items())
+        raise RecipeError(text) from None
 
 
-def _set(document: dict[str, Any], override: str) -> None:
+def _source(location: Sequence[str | int], origin: str, given: Mapping[str, str]) -> str:
+    """Return where the value at `location` came from: the recipe, the command line, or both."""
+    path = "".join(f"{part}." for part in location)
+    whole = [source for key, source in given.items() if path.startswith(f"{key}.")]
+    if whole:
+        return whole[-1]
+    parts = [source for key, source in given.items() if key.startswith(path)]
+    return " with ".join([origin, *parts])
+
+
+def _set(document: dict[str, Any], override: str) -> str:
+    """Change a value of the document; return its key."""
     key, separator, text = override.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not separator or not all(parts):
@@ -383,23 +417,24 @@ def _set(document: dict[str, Any], override: str) -> None:
             raise RecipeError(f"--set {override!r}: {part!r} is a value, not a section")
         node = child
     node[parts[-1]] = value
+    return ".".join(parts)
 
 
 def explain(problem: ValidationError, model: type[BaseModel]) -> str:
     """Turn pydantic's report into one line per mistake: key path, value, what was expected."""
-    lines = []
-    for error in problem.errors():
-        path = ".".join(str(part) for part in error["loc"])
-        if error["type"] == "extra_forbidden":
-            valid = _keys_at(model, error["loc"][:-1])
-            lines.append(f"unknown key {path!r}{nearest(str(error['loc'][-1]), valid)}")
-        elif error["type"] == "missing":
-            lines.append(f"key {path!r} is missing")
-        else:
-            shown = repr(error["input"])
-            shown = shown if len(shown) <= 80 else shown[:77] + "..."
-            lines.append(f"key {path!r} has value {shown}: {error['msg']}")
-    return "; ".join(lines)
+    return "; ".join(_explain_one(error, model) for error in problem.errors())
+
+
+def _explain_one(error: ErrorDetails, model: type[BaseModel]) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        valid = _keys_at(model, error["loc"][:-1])
+        return f"unknown key {path!r}{nearest(str(error['loc'][-1]), valid)}"
+    if error["type"] == "missing":
+        return f"key {path!r} is missing"
+    shown = repr(error["input"])
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return f"key {path!r} has value {shown}: {error['msg']}"
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:

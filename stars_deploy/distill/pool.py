@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,11 @@ class ImagePool:
 
     Labels are kept for display only; the student never sees them. Batches are drawn without
     replacement until every image was seen, then in a new order.
+
+    Attributes:
+        added: images that ever entered the pool.
+        keep: called with every block of images that enters: the number of its first image, the
+            images as they are held, and their labels.
     """
 
     def __init__(
@@ -33,6 +39,8 @@ class ImagePool:
         self._newest = 0  # images added since start_round, the ones just before the head
         self._all = _Deck()
         self._fresh = _Deck()
+        self.added = 0
+        self.keep: Callable[[int, Tensor, Tensor], None] | None = None
 
     def __len__(self) -> int:
         return self._size
@@ -56,6 +64,9 @@ class ImagePool:
         block = quantise(images).cpu()
         if self._max_images is not None and len(block) > self._max_images:
             block, labels = block[-self._max_images :], labels[-self._max_images :]
+        if self.keep is not None:
+            self.keep(self.added, block, labels)
+        self.added += len(block)
         self._reserve(self._size + len(block))
         places = (self._head + torch.arange(len(block))) % len(self._images)
         self._images[places] = block
@@ -95,6 +106,7 @@ class ImagePool:
             "capacity": len(self._images),
             "head": self._head,
             "newest": self._newest,
+            "added": self.added,
             "rng": self._rng.get_state(),
             "decks": [[deck.order, deck.position] for deck in (self._all, self._fresh)],
         }
@@ -108,6 +120,8 @@ class ImagePool:
         self._images[: self._size] = state["images"]
         self._labels[: self._size] = state["labels"]
         self._head, self._newest = state["head"], state["newest"]
+        # Checkpoints written before images were counted have none on the disk to be numbered.
+        self.added = state.get("added", self._size)
         self._rng.set_state(state["rng"])
         self._all, self._fresh = (_Deck(order, position) for order, position in state["decks"])
 

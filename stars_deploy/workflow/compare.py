@@ -54,7 +54,8 @@ def compare(
         WeightsError, TrainingDiverged.
     """
     cells = parse_vary(vary) if vary else [Cell("recipe", ())]
-    recipes = [load_recipe(spec, [*overrides, *cell.overrides]) for cell in cells]
+    recipes = [_cell_recipe(spec, overrides, cell) for cell in cells]
+    _refuse_image_folder(recipes)
     origin = find_recipe(spec)
     images, labels = load_data(data, recipes[0].data, "test")
     teacher = load_teacher(recipes[0], weights, origin)
@@ -75,6 +76,20 @@ def compare(
     write_text(out / TABLE, markdown(result))
     write_text(out / FIGURE, comparison_figure(result))
     return result
+
+
+def _cell_recipe(spec: str, overrides: Sequence[str], cell: Cell) -> Recipe:
+    varied = {override.partition("=")[0]: f"--vary {override}" for override in cell.overrides}
+    return load_recipe(spec, [*overrides, *cell.overrides], varied)
+
+
+def _refuse_image_folder(recipes: Sequence[Recipe]) -> None:
+    for recipe in recipes:
+        if recipe.pool.dir is not None:
+            raise InputError(
+                f"pool.dir = {recipe.pool.dir!r}: the runs of a comparison would all write their "
+                "images there; leave pool.dir out, and use distill to write those of one run"
+            )
 
 
 def _grid(

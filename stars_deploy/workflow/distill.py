@@ -16,6 +16,7 @@ import torch
 from stars_deploy.config.recipe import Recipe
 from stars_deploy.console import Progress, no_progress, say
 from stars_deploy.distill import checkpoint, loop
+from stars_deploy.distill.image_folder import ImageFolder, image_folder
 from stars_deploy.distill.picture import draw_pool
 from stars_deploy.distill.schedule import estimate
 from stars_deploy.distill.session import Session
@@ -48,8 +49,9 @@ def distill(
     """Distil the recipe's teacher into a spiking student; no data set is opened.
 
     Writes OUT/recipe.toml, metrics.jsonl, checkpoint/, student.safetensors, synthetic.png and,
-    last, summary.json. With `resume` a run that was interrupted goes on from its checkpoint and
-    ends with the same files as if it had not been; a complete run is left as it is.
+    last, summary.json; with `pool.dir` also every image, there. With `resume` a run that was
+    interrupted goes on from its checkpoint and ends with the same files as if it had not been; a
+    complete run is left as it is.
 
     Args:
         origin: the recipe's file; `teacher.weights` is relative to its folder.
@@ -60,7 +62,7 @@ def distill(
         The content of summary.json.
 
     Raises:
-        InputError: OUT is not empty, or, to resume, belongs to another recipe.
+        InputError: OUT or pool.dir is not empty, or OUT, to resume, belongs to another recipe.
         WeightsError: the teacher's weights are missing, damaged or of another architecture.
         TrainingDiverged: a loss is not finite; OUT/checkpoint holds the last good state.
     """
@@ -69,11 +71,16 @@ def distill(
     recipe = _with_teacher(recipe, weights_path(recipe, weights, origin))
     with _threads(recipe.run.threads):  # a recipe is refused before it claims a folder
         session = Session(recipe, teacher.to(device))
+    images = image_folder(recipe)
+    begun = (out / checkpoint.FILE).is_file() or (out / SUMMARY).is_file()
+    if images is not None and not begun:  # no image is made before the first checkpoint
+        images.require_empty()
     _claim(out, recipe, resume)
     if (out / SUMMARY).is_file():
         say(f"{out}: this run is complete; nothing to resume")
         return dict(read_json(out / SUMMARY))
     state = checkpoint.load(out)
+    _keep_images(session, images, state)
     with _threads(recipe.run.threads if state is None else state["threads"]):
         watch = None if after_epoch is None else partial(_watched, session, after_epoch)
         seconds = loop.run(session, out, state, progress, watch)
@@ -84,12 +91,29 @@ def distill(
     return summary
 
 
+def _keep_images(
+    session: Session, images: ImageFolder | None, state: Mapping[str, Any] | None
+) -> None:
+    """Let the pool's images be written from now on; `state` says which ones already are."""
+    if images is None:
+        return
+    if state is not None:
+        images.cut_back(state["session"]["pool"]["added"])
+    session.pool.keep = images.write
+
+
 def _watched(session: Session, after_epoch: Callable[[int, Network], None], epoch: int) -> None:
     after_epoch(epoch, copy.deepcopy(session.student))
 
 
-def plan(recipe: Recipe) -> dict[str, Any]:
-    """Return what a run of the recipe would do and how large it is; nothing is run or written."""
+def plan(recipe: Recipe, weights: Path | None = None, origin: Path | None = None) -> dict[str, Any]:
+    """Return what a run of the recipe would do and how large it is; nothing is run or written.
+
+    Raises:
+        WeightsError: `weights` are given, and the run would refuse them.
+    """
+    if weights is not None:
+        load_teacher(recipe, weights, origin)
     return {
         "name": recipe.name,
         "method": method(recipe),
