@@ -41,8 +41,9 @@ def load_data(spec: str | Path, data: Data, split: Split = "test") -> tuple[Imag
 
     A name ("cifar10") is downloaded once by torchvision; "evaluation" is the test subset packaged
     with the model `data.name`; a folder holds idx files, or train/ and test/ (or val/) with a
-    folder of image files per class; an npz holds images and labels, or JPEG files (arrays `jpeg`,
-    all their bytes, `offsets` [N+1], `labels`), and is used as it is, whatever the split.
+    folder of image files per class, or one npz file per split whose name ends in train.npz and
+    test.npz; an npz holds images and labels, or JPEG files (arrays `jpeg`, all their bytes,
+    `offsets` [N+1], `labels`), and is used as it is, whatever the split.
 
     Raises:
         DataError: absent, unreadable, not images, of another shape, or a label out of range.
@@ -64,6 +65,9 @@ def _open(spec: str, data: Data, split: Split) -> tuple[NDArray[Any], NDArray[An
     if spec and path.is_dir():
         if any((path / name).is_dir() for name in ("train", *IMAGE_SPLITS["test"])):
             return *image_folder(path, data, split), str(path)
+        if any(path.glob("*.npz")):
+            found = _npz_of(path, split)
+            return *_npz(found), str(found)
         return *_idx_folder(path, split), str(path)
     if path.is_file():
         return *_npz(path), str(path)
@@ -82,6 +86,14 @@ def _evaluation(data: Data, split: Split) -> tuple[NDArray[Any], NDArray[Any]]:
     if not path.is_file():
         raise DataError(f"data {EVALUATION!r}: no packaged subset for data set {data.name!r}")
     return _npz(path)
+
+
+def _npz_of(folder: Path, split: Split) -> Path:
+    found = sorted(folder.glob(f"*{split}.npz"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise DataError(f"{folder}: expected one npz file named *{split}.npz, found {names}")
+    return found[0]
 
 
 def _npz(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -70,6 +70,17 @@ def test_npz_file(tmp_path: Path) -> None:
     check(load_data(tmp_path / "some.npz", DATA, "train"))
 
 
+def test_a_folder_with_an_npz_per_split(tmp_path: Path) -> None:
+    for split, images in (("train", IMAGES), ("test", 255 - IMAGES)):
+        arrays = {"images": images, "labels": LABELS.astype(np.uint8)}
+        write_npz(tmp_path / f"things_{split}.npz", arrays)
+    check(load_data(tmp_path, DATA, "train"))
+    assert (load_data(tmp_path, DATA)[0] == 255 - IMAGES).all()
+    (tmp_path / "other_test.npz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"one npz file named \*test.npz, found other_test.npz, th"):
+        load_data(tmp_path, DATA)
+
+
 def test_packaged_evaluation_subset_is_the_first_2000_test_images() -> None:
     data = load_recipe("fashion-mnist").data
     images, labels = load_data("evaluation", data)

@@ -225,6 +225,16 @@ def test_balance_gives_stars_its_share_of_the_gradient(model):
     assert ratio == pytest.approx(0.5, rel=1e-3)
 
 
+def test_mirroring_of_synthetic_views_can_differ_from_the_students(model):
+    images = torch.rand(40, 1, 8, 8)
+    for flip, mirrored in (("true", True), ("false", False)):
+        session = new_session(model, "nayer", "data.crop_padding=0", f"synthesis.flip={flip}")
+        view, plain = session._judge.view(images), normalise(images, session.recipe.data)
+        changed = (view != plain).flatten(1).any(1)
+        assert changed.any() == mirrored
+        assert torch.equal(view[changed], plain[changed].flip(3))
+
+
 def advance_to(session, phase, epoch):
     """Do every step before the first one of a phase of an epoch; return those of the phase."""
     order = list(steps(session.recipe))

@@ -88,14 +88,17 @@ def test_unfinished_runs_are_refused_and_nothing_is_written(tmp_path: Path) -> N
 
 
 def separable(folder: Path) -> Path:
-    """Three classes of bright bars at different heights, easy to learn; npz for both splits."""
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, 3, 240)
-    images = generator.integers(0, 60, (240, 1, 12, 12), dtype=np.uint8)
-    for image, label in zip(images, labels, strict=True):
-        image[0, 1 + 4 * label : 3 + 4 * label] += 180
-    write_npz(folder / "bars.npz", {"images": images, "labels": labels})
-    return folder / "bars.npz"
+    """A folder with an npz per split: three classes of bright bars at different heights."""
+    data = folder / "bars"
+    data.mkdir()
+    for seed, split in enumerate(("train", "test")):
+        generator = np.random.default_rng(seed)
+        labels = generator.integers(0, 3, 240)
+        images = generator.integers(0, 60, (240, 1, 12, 12), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[0, 1 + 4 * label : 3 + 4 * label] += 180
+        write_npz(data / f"{split}.npz", {"images": images, "labels": labels})
+    return data
 
 
 def bars_recipe(**training: object) -> Recipe:
@@ -116,7 +119,7 @@ def test_teacher_learns_and_its_files_agree(tmp_path: Path) -> None:
     assert summary["command"].startswith("stars-deploy teacher train small --data ")
     assert load_recipe(out / "recipe.toml") == bars_recipe()
     loaded = load_teacher(bars_recipe(), out / "teacher.safetensors")
-    archive = np.load(data)
+    archive = np.load(Path(data) / "test.npz")
     x = to_input(archive["images"], bars_recipe().data, CPU)
     hits = (loaded(x).argmax(1).numpy() == archive["labels"]).mean()
     assert hits == pytest.approx(summary["accuracy"])
@@ -124,6 +127,12 @@ def test_teacher_learns_and_its_files_agree(tmp_path: Path) -> None:
     assert [line["epoch"] for line in lines] == list(range(8))
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert [step[1] for step in seen] == list(range(1, 9))
+
+
+def test_a_teacher_is_not_judged_on_what_it_was_trained_on(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"test.npz: one file has no split.*\*train.npz"):
+        train_teacher(bars_recipe(), str(separable(tmp_path) / "test.npz"), tmp_path / "out", "cpu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_same_seed_same_teacher(tmp_path: Path) -> None:

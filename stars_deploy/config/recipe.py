@@ -164,6 +164,7 @@ class Synthesis(_Section):
     tv: NotNegative = 0.0
     l2: NotNegative = 0.0
     bn_loss: Literal["norm", "squared"] = "norm"
+    flip: bool | None = None  # whether the networks see images mirrored; unset: as data.flip
     deepinversion: DeepInversion = DeepInversion()
     cmi: Cmi = Cmi()
     nayer: Nayer = Nayer()

@@ -18,7 +18,7 @@ from torch import Tensor
 from stars_deploy.config.recipe import Recipe
 from stars_deploy.console import Progress, no_progress
 from stars_deploy.data import Images, Labels, load_data
-from stars_deploy.errors import InputError, TrainingDiverged
+from stars_deploy.errors import DataError, InputError, TrainingDiverged
 from stars_deploy.files import sha256, write_json, write_text
 from stars_deploy.networks.base import Network
 from stars_deploy.networks.device import resolve
@@ -53,6 +53,11 @@ def train_teacher(
     place = resolve(device)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not an empty folder; give another one with --out")
+    if Path(data_spec).expanduser().is_file():
+        raise DataError(
+            f"{data_spec}: one file has no split, and a teacher is judged on images that it was "
+            "not trained on; give a folder with files named *train.npz and *test.npz"
+        )
     images, labels = load_data(data_spec, recipe.data, "train")
     test = load_data(data_spec, recipe.data, "test")
     # channels_last: several times faster on a CPU for narrow networks like these.

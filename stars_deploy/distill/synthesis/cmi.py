@@ -91,7 +91,7 @@ class Cmi:
 
     def _contrast(self, images: Tensor, globe: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss with the contrastive term, and both views' features side by side."""
-        crop = random_resized_crop(images, LOCAL_SCALE, self._data.flip, self._judge.rng)
+        crop = random_resized_crop(images, LOCAL_SCALE, self._judge.flip, self._judge.rng)
         local = self._judge.teacher_features(normalise(crop, self._data), self._kind)
         earlier = self._bank.sample(self._config.n_neg, self._rng).to(globe.device)
         contrast = contrastive_loss(self._head, local, globe, earlier, self._config.cr_T)

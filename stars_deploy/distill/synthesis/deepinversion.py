@@ -64,7 +64,7 @@ class DeepInversion:
         reach = (height // JITTER, width // JITTER)
         shift = [int(torch.randint(-r, r + 1, (), generator=self._judge.rng)) for r in reach]
         view = torch.roll(normalise(images, self._data), shift, dims=(2, 3))
-        if self._data.flip and torch.rand((), generator=self._judge.rng) < 0.5:
+        if self._judge.flip and torch.rand((), generator=self._judge.rng) < 0.5:
             view = view.flip(3)
         return view
 

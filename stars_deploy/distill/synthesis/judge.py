@@ -78,12 +78,14 @@ class ImageJudge:
         self._probe = BatchNormProbe(teacher)
         self.stars = StarsJudge(recipe, teacher, student)
         self.data = recipe.data
+        given = recipe.synthesis.flip
+        self.flip = recipe.data.flip if given is None else given  # whether views are mirrored
         self.rng = rng
         self.device = next(teacher.parameters()).device
 
     def view(self, images: Tensor) -> Tensor:
         """Return images in [0, 1] as the student will see them: moved, mirrored, normalised."""
-        shifted = augment(images, self.data.crop_padding, self.data.flip, self.rng)
+        shifted = augment(images, self.data.crop_padding, self.flip, self.rng)
         return normalise(shifted, self.data)
 
     def teacher_features(self, view: Tensor, kind: FeatureKind) -> Tensor:
