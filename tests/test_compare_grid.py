@@ -33,6 +33,14 @@ def test_lists_are_values_and_every_cell_is_a_recipe():
     assert load_recipe("fashion-mnist", b.overrides).stars.layers == ("lif1", "lif6")
 
 
+def test_a_whole_section_is_a_value():
+    (off, on) = parse_vary(["stars={enabled = false}|{balance = 1.0, quantiles = [0.5, 0.9]}"])
+    assert not load_recipe("fashion-mnist", off.overrides).stars.enabled
+    chosen = load_recipe("fashion-mnist", on.overrides).stars
+    assert chosen.enabled and chosen.balance == 1.0 and chosen.quantiles == (0.5, 0.9)
+    assert on.name == "stars={balance = 1.0, quantiles = [0.5, 0.9]}"
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [

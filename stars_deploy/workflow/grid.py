@@ -42,7 +42,8 @@ def parse_vary(texts: Sequence[str]) -> list[Cell]:
     """Return the product of all `key=value,value,...`; the first value of each is the baseline.
 
     Values are TOML (numbers, strings, lists in brackets) or bare words; on and off are booleans.
-    Values of one key that are separated by `|` may themselves hold commas.
+    Values of one key that are separated by `|` may themselves hold commas. A value in braces is a
+    whole section: stars={enabled=false}|{balance=1.0}.
 
     Raises:
         InputError: no key, a key given twice, fewer than two values, or a value given twice.
@@ -89,15 +90,19 @@ def _value(text: str) -> Any:
 def _cell(combination: Sequence[tuple[str, Any]]) -> Cell:
     names, overrides = [], []
     for key, value in combination:
-        if isinstance(value, dict):
-            raise InputError(
-                f"--vary {key}: a table is no value; vary one of its keys, {key}.KEY=..."
-            )
         shown = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
-        names.append(f"{key}={shown}")
-        literal = tomli_w.dumps({"v": value}, multiline_strings=False).removeprefix("v = ").strip()
-        overrides.append(f"{SHORT.get(key, key)}={' '.join(literal.split())}")
+        whole = isinstance(value, dict)  # a whole section, not the short name's key
+        names.append(f"{key}={_literal(value) if whole else shown}")
+        overrides.append(f"{key if whole else SHORT.get(key, key)}={_literal(value)}")
     return Cell(", ".join(names), tuple(overrides))
+
+
+def _literal(value: Any) -> str:
+    """Return a value as TOML on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_literal(inner)}" for key, inner in value.items()) + "}"
+    text = tomli_w.dumps({"v": value}, multiline_strings=False).removeprefix("v = ")
+    return " ".join(text.split())
 
 
 def parse_seeds(text: str) -> list[int]:
