@@ -101,8 +101,9 @@ def _literal(value: Any) -> str:
     """Return a value as TOML on one line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key} = {_literal(inner)}" for key, inner in value.items()) + "}"
-    text = tomli_w.dumps({"v": value}, multiline_strings=False).removeprefix("v = ")
-    return " ".join(text.split())
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return tomli_w.dumps({"v": value}).removeprefix("v = ").strip()
 
 
 def parse_seeds(text: str) -> list[int]:
