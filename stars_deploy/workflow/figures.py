@@ -45,11 +45,9 @@ def tails_figure(result: Mapping[str, Any]) -> str:
             places = [row + offset for row in rows]
             rates.barh(places, [x[source]["rate"] for x in layers], 0.3, color=COLOURS[source])
             rates.plot([x[source]["predicted_rate"] for x in layers], places, "k|", ms=7)
-        rates.plot([], [], "k|", ms=7, label="predicted by Eq. 9")
         rates.set_yticks(list(rows), [layer["name"] for layer in layers])
         rates.invert_yaxis()
-        rates.set_xlabel("spikes per neuron and step")
-        rates.legend(loc="lower right")
+        rates.set_xlabel("spikes per neuron and step (mark: predicted by Eq. 9)")
         return _svg(figure)
 
 
