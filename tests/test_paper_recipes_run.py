@@ -1,7 +1,7 @@
 """Every packaged recipe of the paper starts: one step of each phase, through to the student.
 
-The networks have an eighth of their channels, and of steps, loops and epochs there is one; batch
-sizes, losses and optimisers are the recipe's own.
+The networks have an eighth of their channels, batches a quarter of their images, and of steps,
+loops and epochs there is one; losses and optimisers are the recipe's own.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ def shortened(name: str) -> list[str]:
     method, warmup = whole.synthesis.method, min(whole.run.warmup, 1)
     changes = [
         f"synthesis.{method}.g_steps=1",
+        f"synthesis.batch_size={whole.synthesis.batch_size // 4}",
+        f"kd.batch_size={whole.kd.batch_size // 4}",
         "kd.steps=1",
         f"run.warmup={warmup}",
         f"run.epochs={warmup + 1}",
