@@ -236,6 +236,13 @@ def test_firing_thresholds_of_eq_8():
     assert firing_thresholds(Neuron(model="if"), 4) == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
 
 
+def test_plif_neurons_have_no_common_firing_thresholds():
+    plif = Neuron(model="plif")
+    with pytest.raises(InputError, match="no common theta_t"):
+        StarsLoss(Stars(thresholds="lif"), plif, 4)
+    StarsLoss(Stars(thresholds="lif", enabled=False), plif, 4)
+
+
 def test_lif_thresholds_are_raw_currents_in_the_units_compared():
     teacher, student = normal(7, 6, 4) + 1, normal(8, 6, 5) + 1
     config = Stars(lambda_rca=0, thresholds="lif", delta=0.3)
