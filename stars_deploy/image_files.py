@@ -104,7 +104,10 @@ def _by_folder(place: Path) -> dict[Path, str]:
 
 
 def _annotated(place: Path) -> Iterator[tuple[Path, str]]:
-    lines = (place / ANNOTATIONS).read_text(encoding="utf-8").splitlines()
+    try:
+        lines = (place / ANNOTATIONS).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as problem:
+        raise DataError(f"{place / ANNOTATIONS}: not a text file ({problem})") from None
     for number, line in enumerate(lines, start=1):
         fields = line.split("\t")
         if len(fields) < 2:
@@ -120,7 +123,13 @@ def _decode(content: bytes, origin: str, grey: bool | None = None) -> NDArray[np
         with Image.open(io.BytesIO(content)) as image:
             mode = image.mode if grey is None else ("L" if grey else "RGB")
             pixels = np.asarray(image.convert("L" if mode == "L" else "RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as problem:
+    except (
+        UnidentifiedImageError,
+        OSError,
+        ValueError,
+        SyntaxError,  # Pillow's word for a PNG that breaks off in the middle
+        Image.DecompressionBombError,
+    ) as problem:
         raise DataError(f"{origin}: not a readable image ({problem})") from None
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
@@ -130,7 +139,12 @@ def _stacked(images: Iterator[NDArray[np.uint8]], count: int, origin: str) -> ND
     stack: NDArray[np.uint8] | None = None
     for number, image in enumerate(images):
         if stack is None:
-            stack = np.empty((count, *image.shape), np.uint8)
+            try:
+                stack = np.empty((count, *image.shape), np.uint8)
+            except (MemoryError, ValueError):  # ValueError: more than an array can index
+                raise DataError(
+                    f"{origin}: {count} images of {list(image.shape)} do not fit in memory"
+                ) from None
         if image.shape != stack.shape[1:]:
             raise DataError(
                 f"{origin}: image {number} has shape {list(image.shape)}, the first one "

@@ -67,8 +67,9 @@ def test_seeds():
     assert parse_seeds("0,3,5-7") == [0, 3, 5, 6, 7]
     with pytest.raises(InputError, match="seed 3 is given twice"):
         parse_seeds("3,1-4")
-    with pytest.raises(InputError, match="expected numbers"):
-        parse_seeds("a")
+    for text in ("a", "0,3-1", "0-99999999999"):
+        with pytest.raises(InputError, match="expected numbers"):
+            parse_seeds(text)
 
 
 def test_spread_and_paired_difference_by_hand():
@@ -122,3 +123,54 @@ def test_the_last_accuracy_is_that_of_the_saved_student(model, tmp_path):
         saved = evaluate(out / "runs" / f"kd.lr={lr}" / "seed3", data)
         assert row["runs"][0]["last"] == saved["accuracy"]
         assert row["last"]["sd"] is None and row["best"]["mean"] >= row["last"]["mean"]
+
+
+@pytest.mark.parametrize(
+    "vary",
+    [
+        ["stars.rca=0,1", "stars={enabled=true}|{balance=1.0}"],  # the braces undo the first
+        ["run.seed=0,1"],
+        ["T=2|'2'"],
+        ["name=x,y"],
+    ],
+)
+def test_settings_that_are_the_same_run_are_no_comparison(model, tmp_path, vary):
+    with pytest.raises(InputError, match="are the same run"):
+        compare(str(model), vary, [0], str(tmp_path / "data.npz"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_has_one_teacher(model, tmp_path):
+    vary = ["teacher.weights=teacher.safetensors|other.safetensors"]
+    with pytest.raises(InputError, match="one teacher"):
+        compare(str(model), vary, [0], str(tmp_path / "data.npz"), tmp_path / "out")
+
+
+def test_other_images_under_the_same_name_are_another_comparison(model, tmp_path):
+    data, out = tmp_path / "data.npz", tmp_path / "out"
+    compare(str(model), [], [0], str(data), out)
+    held = dict(np.load(data))
+    np.savez(data, images=held["images"], labels=np.roll(held["labels"], 1))
+    with pytest.raises(InputError, match="images_sha256"):
+        compare(str(model), [], [0], str(data), out)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "3", '{"seed": 1, "last": 0.5}', "{"])
+def test_a_damaged_result_is_named(model, tmp_path, content):
+    data, out = str(tmp_path / "data.npz"), tmp_path / "out"
+    compare(str(model), [], [0], data, out)
+    (result,) = out.rglob("result.json")
+    kept = result.read_text()
+    result.write_text(content)
+    with pytest.raises(InputError, match=r"result\.json: not "):
+        compare(str(model), [], [0], data, out)
+    result.unlink()  # the run is complete, but nobody knows the accuracies of its epochs
+    with pytest.raises(InputError, match="accuracies of epochs 1 to 3"):
+        compare(str(model), [], [0], data, out)
+    (result.parent.parent / "seed0.epochs.json").write_text(content)
+    with pytest.raises(InputError, match=r"epochs\.json"):
+        compare(str(model), [], [0], data, out)
+    result.write_text(kept)
+    (out / "grid.json").write_text(content)
+    with pytest.raises(InputError, match=r"grid\.json: not |another grid"):
+        compare(str(model), [], [0], data, out)

@@ -200,8 +200,13 @@ def test_a_damaged_checkpoint_is_named(model, tmp_path):
     with pytest.raises(TrainingDiverged):
         run(model, out, "kd.lr=1e30")
     path = out / checkpoint.FILE
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match="damaged checkpoint"):
+    state = checkpoint.load(out)
+    for content in (path.read_bytes()[:1000], b"junk", b"", b"\x80\x02junk."):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="damaged checkpoint"):
+            run(model, out, "kd.lr=1e30", resume=True)
+    checkpoint.save(out, {key: value for key, value in state.items() if key != "session"})
+    with pytest.raises(InputError, match="not a checkpoint of schema"):
         run(model, out, "kd.lr=1e30", resume=True)
 
 

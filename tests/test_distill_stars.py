@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from small_recipes import recipe
 
 from stars_deploy.config.recipe import Neuron, Stars
+from stars_deploy.distill.layers import compared_layers
 from stars_deploy.distill.stars import (
     StarsLoss,
     firing_thresholds,
@@ -22,6 +24,7 @@ from stars_deploy.distill.stars import (
     tar_loss,
 )
 from stars_deploy.errors import InputError
+from stars_deploy.networks.families import build_student, build_teacher
 
 QUANTILES = (0.6, 0.7, 0.8, 0.9, 0.95)
 Z_T = torch.tensor([[0.0, 1.0], [2.0, 3.0]], dtype=torch.float64)
@@ -236,6 +239,13 @@ def test_firing_thresholds_of_eq_8():
     assert firing_thresholds(Neuron(model="if"), 4) == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
 
 
+def test_plif_neurons_have_no_common_firing_thresholds():
+    plif = Neuron(model="plif")
+    with pytest.raises(InputError, match="no common theta_t"):
+        StarsLoss(Stars(thresholds="lif"), plif, 4)
+    StarsLoss(Stars(thresholds="lif", enabled=False), plif, 4)
+
+
 def test_lif_thresholds_are_raw_currents_in_the_units_compared():
     teacher, student = normal(7, 6, 4) + 1, normal(8, 6, 5) + 1
     config = Stars(lambda_rca=0, thresholds="lif", delta=0.3)
@@ -255,6 +265,24 @@ def test_fixed_thresholds_are_used_as_they_are():
     assert float(stars(config)([Z_T], [Z_S]).tar) == pytest.approx(
         float(tar_loss(Z_T, Z_S, rows(1.0), 0.5))
     )
+
+
+@pytest.mark.parametrize("teacher_blocks", [[1, 2, 1], [1, 1, 1]])
+def test_layers_by_name_are_the_same_places_or_refused(teacher_blocks):
+    args = {"width": 0.25, "shortcut": "projection"}
+    chosen = recipe(
+        teacher={"family": "resnet20", "args": args | {"blocks": teacher_blocks}},
+        student={"architecture": "resnet20", "args": args | {"blocks": [1, 1, 1]}},
+    )
+    pair = build_teacher(chosen), build_student(chosen)
+    named = Stars(layers=("lif5", "lif7"))
+    if teacher_blocks == [1, 1, 1]:
+        assert compared_layers(named, *pair) == [(4, 4), (6, 6)]
+        return
+    # Layer 5 ends the student's second stage, and lies inside the second block of the teacher's.
+    with pytest.raises(InputError, match="teacher has 9 layers and it has 7"):
+        compared_layers(named, *pair)
+    assert compared_layers(named.model_copy(update={"pairing": "depth"}), *pair)[-1] == (8, 6)
 
 
 def test_layer_weights_by_hand():

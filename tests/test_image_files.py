@@ -115,3 +115,35 @@ def test_wrong_folders_are_refused(folder, tmp_path):
     (folder / "test").rename(folder / "other")
     with pytest.raises(DataError, match="no folder test or val"):
         load_data(folder, DATA, "test")
+
+
+def test_a_png_with_a_broken_chunk_is_refused(folder):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    content = encoded(Image.fromarray(noise), "PNG")
+    first, second = content.find(b"IDAT"), content.rfind(b"IDAT")
+    assert first != second  # what follows the first one is looked for where the pixels are read
+    broken = content[:second] + b"\x00\x8e\x16\xaa" + content[second + 4 :]
+    (folder / "train" / "dog" / "0.png").write_bytes(broken)
+    with pytest.raises(DataError, match=r"0\.png: not a readable image"):
+        load_data(folder, DATA, "train")
+
+
+def test_a_few_bytes_do_not_claim_all_memory(tmp_path):
+    huge = encoded(Image.new("L", (9000, 9000)), "JPEG")
+    count = 2_000_000  # times 9000^2: more than a process can address
+    path = jpeg_npz(
+        tmp_path / "a.npz",
+        [],
+        jpeg=np.concatenate([np.frombuffer(huge, np.uint8), np.zeros(count, np.uint8)]),
+        offsets=np.concatenate([[0], len(huge) + np.arange(count + 1)]),
+        labels=np.zeros(count + 1, np.uint8),
+    )
+    with pytest.raises(DataError, match="do not fit in memory"):
+        load_data(path, DATA)
+
+
+def test_annotations_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "val" / "images").mkdir(parents=True)
+    (tmp_path / "val" / "val_annotations.txt").write_bytes(b"\xff\xfe\t\x80")
+    with pytest.raises(DataError, match=r"val_annotations\.txt: not a text file"):
+        load_data(tmp_path, DATA, "test")

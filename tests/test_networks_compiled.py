@@ -76,6 +76,15 @@ def test_compiled_takes_any_layout_size_and_type():
         assert found.dtype == expected.dtype and torch.equal(found, expected)
 
 
+@compiled
+def test_one_process_may_compare_many_neurons():
+    # torch gives up after 8 variants of a function, and compare --vary T=... makes more.
+    current = torch.linspace(0, 3, 12).view(1, 12)
+    for steps in range(1, 11):
+        expected = spike_train(current, steps, Neuron())
+        assert torch.equal(spike_train(current, steps, Neuron(backend="compiled")), expected)
+
+
 def test_a_machine_without_a_compiler_is_told_so(tmp_path):
     program = (
         "import torch\n"

@@ -249,3 +249,9 @@ def test_a_students_own_hidden_layer_is_what_it_has_more_than_its_teacher():
     with torch.device("meta"):
         sizes = parameters(build_teacher(chosen)), parameters(build_student(chosen))
     assert sizes == (12_569_226, 12_697_994)
+
+
+@pytest.mark.parametrize("width", [float("inf"), 1e300, 0.0])
+def test_a_width_beyond_reason_is_refused(width):
+    with pytest.raises(RecipeError, match="key 'width' has value"):
+        build_teacher(colour("resnet20", args={"width": width}))

@@ -58,6 +58,20 @@ def test_the_first_layers_rate_never_exceeds_what_is_predicted(run):
     assert layer["synthetic"]["rate"] <= layer["synthetic"]["predicted_rate"] + 1e-9
 
 
+def test_a_part_of_the_images_is_taken_from_all_over_them(run, tmp_path):
+    # A folder of images is ordered by class: its first images are of one class.
+    images = np.load(run.parent / "data.npz")["images"]
+    images[20:] //= 8
+    parts = {"all": images, "spread": images[[0, 10, 20, 30]]}
+    rates = {}
+    for name, part in parts.items():
+        np.savez(tmp_path / f"{name}.npz", images=part, labels=np.zeros(len(part), np.int64))
+        result = operating_point(run, str(tmp_path / f"{name}.npz"), limit=4)
+        assert result["images"] == {"synthetic": 4, "real": 4}
+        rates[name] = [layer["real"]["tail_mass"] for layer in result["layers"]]
+    assert rates["all"] == rates["spread"]
+
+
 def test_without_a_run_it_says_what_it_wants(tmp_path):
     (tmp_path / "recipe.toml").write_text((tiny_model(tmp_path / "m")).read_text())
     with pytest.raises(InputError, match="expected a finished run"):

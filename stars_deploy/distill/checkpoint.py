@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,20 @@ from stars_deploy.files import write_bytes
 
 SCHEMA = 2
 FILE = Path("checkpoint") / "state.pt"
+# What torch.load raises for a damaged file: unpickling junk ends in all kinds of ways.
+_DAMAGE = (
+    RuntimeError,
+    pickle.UnpicklingError,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+)
 MAX_SHARE = 0.05  # of a run's time that writing checkpoints may take
 
 
@@ -37,11 +52,11 @@ def load(run: Path) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as problem:
+    except _DAMAGE as problem:
         raise InputError(
             f"{path}: damaged checkpoint ({problem}); delete the run and start it again"
         ) from None
-    if not isinstance(state, dict) or state.get("schema") != SCHEMA:
+    if not isinstance(state, dict) or state.get("schema") != SCHEMA or "session" not in state:
         raise InputError(f"{path}: not a checkpoint of schema {SCHEMA}; start the run again")
     return state
 

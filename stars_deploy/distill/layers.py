@@ -28,14 +28,22 @@ def compared_layers(config: Stars, teacher: Network, student: Network) -> list[P
     layer round(j (L_T - 1) / (L_S - 1)).
 
     Raises:
-        InputError: an unknown layer, or different numbers of layers to pair by stage.
+        InputError: an unknown layer, or different numbers of layers to pair by stage or by name.
     """
     chosen = _selected(config, student)
     if config.pairing == "depth":
         last_t, last_s = len(_deep(teacher)) - 1, len(_deep(student)) - 1
         return [(round(j * last_t / max(last_s, 1)), j) for j in chosen]
-    partners = chosen if isinstance(config.layers, tuple) else _selected(config, teacher)
-    if len(partners) != len(chosen) or max(partners, default=-1) >= len(teacher.junctions):
+    if isinstance(config.layers, tuple):
+        if len(_deep(teacher)) != len(_deep(student)):
+            raise InputError(
+                f"stars.layers = {list(config.layers)} are layers of the student; its teacher has "
+                f"{len(_deep(teacher))} layers and it has {len(_deep(student))}, so that equal "
+                "numbers are different places; set stars.pairing = 'depth'"
+            )
+        return [(j, j) for j in chosen]
+    partners = _selected(config, teacher)
+    if len(partners) != len(chosen):
         raise InputError(
             f"stars.layers = {config.layers!r} selects {len(partners)} layers of the teacher and "
             f"{len(chosen)} of the student; set stars.pairing = 'depth' for networks of "

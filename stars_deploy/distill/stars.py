@@ -158,6 +158,11 @@ class StarsLoss:
     """
 
     def __init__(self, config: Stars, neuron: Neuron, T: int) -> None:
+        if active(config) and config.thresholds == "lif" and neuron.model == "plif":
+            raise InputError(
+                "stars.thresholds = 'lif' with neuron.model = 'plif': every layer learns its own "
+                "tau, so there is no common theta_t; use thresholds = 'quantile' or 'fixed'"
+            )
         self.config = config
         self._firing = firing_thresholds(neuron, T)
         self.running: list[Scale] = []

@@ -131,6 +131,8 @@ def _backward(
     return (total * drive).to(grad_spikes.dtype), grad_k.sum()
 
 
+MOST_VARIANTS = 1024  # of one function: a process that compares neurons or T needs many
+
 _COMPILED: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {}
 
 
@@ -141,6 +143,11 @@ def _call(function: Callable[..., tuple[Tensor, Tensor]], *args: Any) -> tuple[T
         EngineError: it cannot be compiled here.
     """
     if function not in _COMPILED:
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, MOST_VARIANTS)
+        limits.accumulated_recompile_limit = max(
+            limits.accumulated_recompile_limit, 2 * MOST_VARIANTS
+        )
         _COMPILED[function] = torch.compile(function, dynamic=True, fullgraph=True)
     try:
         return _COMPILED[function](*args)

@@ -24,7 +24,7 @@ class Args(BaseModel):
     """Arguments of every family: a factor on all widths (at least one channel is left)."""
 
     model_config = ConfigDict(extra="forbid")
-    width: float = Field(default=1.0, gt=0)
+    width: float = Field(default=1.0, gt=0, le=100)
 
     def wide(self, channels: int) -> int:
         """Return a number of channels after scaling."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,13 @@ def compare(
     """
     cells = parse_vary(vary) if vary else [Cell("recipe", ())]
     recipes = [_cell_recipe(spec, overrides, cell) for cell in cells]
+    _require_difference(recipes, cells)
     _refuse_image_folder(recipes)
     origin = find_recipe(spec)
     images, labels = load_data(data, recipes[0].data, "test")
     teacher = load_teacher(recipes[0], weights, origin)
-    _claim(out, _grid(recipes, cells, seeds, data, weights_path(recipes[0], weights, origin)))
+    grid = _grid(recipes, cells, seeds, data, weights_path(recipes[0], weights, origin))
+    _claim(out, {**grid, "images_sha256": _digest(images, labels)})
     runs: list[list[Json]] = []
     for cell, recipe in zip(cells, recipes, strict=True):
         runs.append([])
@@ -81,6 +84,26 @@ def compare(
 def _cell_recipe(spec: str, overrides: Sequence[str], cell: Cell) -> Recipe:
     varied = {override.partition("=")[0]: f"--vary {override}" for override in cell.overrides}
     return load_recipe(spec, [*overrides, *cell.overrides], varied)
+
+
+def _require_difference(recipes: Sequence[Recipe], cells: Sequence[Cell]) -> None:
+    """Refuse other teachers, and settings that come to the same run, as if they were compared."""
+    if any(recipe.teacher != recipes[0].teacher for recipe in recipes):
+        raise InputError(
+            "--vary changes teacher: all runs of a comparison have one teacher; run compare once "
+            "for each"
+        )
+    seen: dict[str, str] = {}
+    for recipe, cell in zip(recipes, cells, strict=True):
+        document = recipe.resolved()
+        del document["name"], document["run"]["seed"]  # compare itself sets the seeds
+        key = json.dumps(document, sort_keys=True)
+        if key in seen:
+            raise InputError(
+                f"--vary: the settings {seen[key]!r} and {cell.name!r} are the same run; a "
+                "section in braces replaces all that was set of it before; seeds come from --seeds"
+            )
+        seen[key] = cell.name
 
 
 def _refuse_image_folder(recipes: Sequence[Recipe]) -> None:
@@ -106,6 +129,13 @@ def _grid(
     }
 
 
+def _digest(images: Images, labels: Labels) -> str:
+    """Return what tells apart two files of images that have the same name."""
+    digest = hashlib.sha256(images.tobytes())
+    digest.update(labels.tobytes())
+    return digest.hexdigest()
+
+
 def _claim(out: Path, grid: Json) -> None:
     """Make OUT the folder of this grid, or check that it is; more seeds may be added."""
     held = sorted(path.name for path in out.glob("*")) if out.is_dir() else []
@@ -115,7 +145,11 @@ def _claim(out: Path, grid: Json) -> None:
         raise InputError(f"{out}: holds {held[0]} and no {GRID}; give an empty folder")
     if held:
         before = read_json(out / GRID)
+        if not isinstance(before, dict):
+            raise InputError(f"{out / GRID}: not a grid of compare; give another folder")
         for key, value in grid.items():
+            if key == "images_sha256" and key not in before:
+                continue  # of a comparison begun before images were told apart
             if key != "seeds" and before.get(key) != value:
                 raise InputError(
                     f"{out}: holds another grid ({key} was {before.get(key)!r}, now {value!r}); "
@@ -143,9 +177,11 @@ def _run(
 ) -> Json:
     path = folder / "result.json"
     if path.is_file():
-        return dict(read_json(path))
+        return _read_result(path, recipe.run.seed)
     epochs_path = folder.parent / f"{folder.name}.epochs.json"
     by_epoch: dict[str, float] = read_json(epochs_path) if epochs_path.is_file() else {}
+    if not isinstance(by_epoch, dict) or not all(map(_is_number, by_epoch.values())):
+        raise InputError(f"{epochs_path}: damaged; delete it and {folder}, to run that run again")
     device = resolve(recipe.run.device)
 
     def after_epoch(epoch: int, student: Network) -> None:
@@ -161,7 +197,13 @@ def _run(
         progress=progress,
         after_epoch=after_epoch,
     )
-    curve = [by_epoch[epoch] for epoch in sorted(by_epoch, key=int)]
+    trained = range(recipe.run.warmup, recipe.run.epochs)
+    if set(by_epoch) != {str(epoch) for epoch in trained}:
+        raise InputError(
+            f"{epochs_path}: does not hold the accuracies of epochs {trained[0]} to {trained[-1]}, "
+            f"which {folder} has behind it; delete both, to run that run again"
+        )
+    curve = [by_epoch[str(epoch)] for epoch in trained]
     result = {
         "seed": recipe.run.seed,
         "method": method(recipe),
@@ -176,6 +218,25 @@ def _run(
     write_json(path, result)
     epochs_path.unlink(missing_ok=True)
     return result
+
+
+def _read_result(path: Path, seed: int) -> Json:
+    result = read_json(path)
+    whole = (
+        isinstance(result, dict)
+        and result.get("seed") == seed
+        and all(_is_number(result.get(key)) for key in ("last", "best", "wall_time_s"))
+    )
+    if not whole:
+        raise InputError(
+            f"{path}: not the result of the run with seed {seed}; delete {path.parent}, to run it "
+            "again"
+        )
+    return dict(result)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _result(

@@ -23,6 +23,7 @@ SHORT = {
     "T": "student.T",
 }
 WORDS = {"on": True, "off": False}
+MOST_SEEDS = 10_000  # of one range; more is a mistake
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,10 @@ def parse_seeds(text: str) -> list[int]:
     try:
         for part in text.split(","):
             first, dash, last = part.strip().partition("-")
-            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+            begin, end = int(first), int(last if dash else first)
+            if not 0 <= end - begin < MOST_SEEDS:
+                raise ValueError
+            seeds += range(begin, end + 1)
     except ValueError:
         raise InputError(f"--seeds {text!r}: expected numbers such as 0,1,2 or 0-4") from None
     twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})

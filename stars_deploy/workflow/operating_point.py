@@ -49,7 +49,8 @@ def operating_point(
 
     Writes RUN/operating_point.json and RUN/operating_point.svg. Per layer and source: tail mass
     above each theta_t of the time-mean current, the rate these predict (Eq. 9), the true rate;
-    with `data`, whether the layer fires more or less on synthetic images than on real ones.
+    with `data`, whether the layer fires more or less on synthetic images than on real ones. Of
+    more than `limit` images, that many are taken from all over the set.
 
     Raises:
         InputError: RUN is not a finished run with a checkpoint. DataError, WeightsError.
@@ -66,10 +67,10 @@ def operating_point(
         )
     thresholds = firing_thresholds(recipe.neuron, recipe.student.T)
     pool = state["session"]["pool"]["images"]
-    sources = {"synthetic": pool[:: max(1, len(pool) // limit)][:limit]}
+    sources = {"synthetic": pool[_spread(len(pool), limit)]}
     if data is not None:
         images, _ = load_data(data, recipe.data, "test")
-        sources["real"] = torch.from_numpy(images[:limit])
+        sources["real"] = torch.from_numpy(images[_spread(len(images), limit)])
     measured = {
         name: _measure(student, images, recipe.data, thresholds, place, progress)
         for name, images in sources.items()
@@ -91,6 +92,12 @@ def operating_point(
     write_json(run / RESULT, result)
     write_text(run / FIGURE, tails_figure(result))
     return result
+
+
+def _spread(count: int, limit: int) -> list[int]:
+    """Return up to `limit` places all over `count`: folders are ordered by class, pools by age."""
+    chosen = min(count, limit)
+    return [place * count // chosen for place in range(chosen)]
 
 
 @torch.no_grad()
