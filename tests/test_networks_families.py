@@ -17,6 +17,7 @@ from stars_deploy.graph.order import sources, spiking_nodes
 from stars_deploy.networks.base import Network
 from stars_deploy.networks.families import FAMILIES, build_student, build_teacher, seeded
 from stars_deploy.networks.images import to_input
+from stars_deploy.networks.layers import ConvBlock
 from stars_deploy.networks.to_nir import node_names, student_to_nir
 from stars_deploy.simulate.reference import FloatEngine
 
@@ -203,6 +204,13 @@ def test_a_student_may_differ_from_its_teacher():
     }
     small = colour("resnet34", args={"width": 0.1}, student={"architecture": "resnet18"})
     assert len(build_student(small).junctions) == 17
+
+
+def test_a_strided_shortcut_is_its_convolution():
+    block = ConvBlock(3, 6, 2, kernel=1).eval()
+    x = torch.randn(2, 3, 7, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(block(x), block.bn(block.conv(x)))
+    assert block(x).shape == (2, 6, 4, 4)
 
 
 def test_tdbn_scales_every_batch_norm():
