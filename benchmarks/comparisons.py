@@ -27,7 +27,7 @@ SERIES: dict[str, tuple[str, list[str], list[str]]] = {
     "cmi-warm": ("fashion-mnist-cmi", ["stars=off,on"], []),
     "small-scratch": (
         "fashion-mnist-small",
-        ['stars={enabled = false}|{}|{balance = 1.0}|{balance = 1.0, layers = "all"}'],
+        ["stars={enabled = false}|{}|{balance = 1.0}"],
         [],
     ),
 }
