@@ -50,6 +50,12 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def mean_and_sd(name: str, values: list[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation and all of the values, under keys that start with `name`."""
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return {f"{name}_mean": statistics.mean(values), f"{name}_sd": sd, f"{name}_values": values}
+
+
 def save(name: str, result: dict[str, Any]) -> None:
     """Write benchmarks/results/NAME.json and say where it is."""
     path = RESULTS / f"{name}.json"

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from common import environment, save
+from common import environment, mean_and_sd, save
 
 from stars_deploy.config.recipe import Recipe, find_recipe, load_recipe
 from stars_deploy.data import load_data
@@ -124,11 +124,6 @@ def summary(arms: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             "runs": results,
         }
     return table
-
-
-def mean_and_sd(name: str, values: list[float]) -> dict[str, Any]:
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    return {f"{name}_mean": statistics.mean(values), f"{name}_sd": sd, f"{name}_values": values}
 
 
 def main() -> None:
