@@ -1,7 +1,8 @@
 """A training step of a spiking student, forward and backward, against SpikingJelly's multi-step.
 
-Two processes, one per library, do steps in turn: same network (S-ResNet-20 or S-VGG-16), weights,
-batch, T, threads and loss; fp32, channels_last, the stem outside the time loop in both.
+Three processes, our fused neuron, our compiled one and SpikingJelly, do steps in turn:
+same network (S-ResNet-20 or S-VGG-16), weights, batch, T, threads and loss; fp32, channels_last,
+the stem outside the time loop in all.
 SpikingJelly runs in an environment of its own with the torch of ours. Gradients of all
 convolutions are compared in float64.
 """
@@ -32,7 +33,7 @@ SPIKINGJELLY = "2.0.0"
 HERE = Path(__file__).parent
 
 
-def recipe_of(family: str, T: int) -> Recipe:
+def recipe_of(family: str, T: int, backend: str = "fused") -> Recipe:
     classes = [str(number) for number in range(10)]
     return parse_recipe(
         {
@@ -43,6 +44,7 @@ def recipe_of(family: str, T: int) -> Recipe:
             },
             "teacher": {"family": family},
             "student": {"T": T},
+            "neuron": {"backend": backend},
         },
         "benchmark",
     )  # fmt: skip
@@ -55,12 +57,12 @@ def peak_memory(key: str) -> int:
     raise LookupError(key)
 
 
-def serve(family: str, path: str, T: int, threads: int) -> None:
+def serve(family: str, path: str, T: int, threads: int, backend: str) -> None:
     """Our side: the same commands as student_step_spikingjelly.py."""
     torch.set_num_threads(threads)
     arrays = {name: torch.from_numpy(value) for name, value in np.load(path).items()}
     x, goal = arrays.pop("x"), arrays.pop("goal")
-    student = build_student(recipe_of(family, T))
+    student = build_student(recipe_of(family, T, backend))
     student.load_state_dict(arrays)
     student.train().to(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -137,9 +139,9 @@ def measured(family: str, T: int, batch: int, rounds: int, threads: int) -> dict
         np.savez(path, x=x.numpy(), goal=goal.numpy(), **arrays)
         arguments = [family, path, str(T), str(threads)]
         script = str(HERE / "student_step_spikingjelly.py")
-        ours = Side([sys.executable, __file__, "--serve", *arguments])
-        theirs = Side([str(spikingjelly_python()), script, *arguments])
-        sides = {"ours": ours, "spikingjelly": theirs}
+        serving = [sys.executable, __file__, "--serve", *arguments]
+        sides = {backend: Side([*serving, backend]) for backend in ("fused", "compiled")}
+        sides["spikingjelly"] = Side([str(spikingjelly_python()), script, *arguments])
         times: dict[str, list[float]] = {name: [] for name in sides}
         for round_ in range(rounds + 1):
             for name, side in sides.items():
@@ -150,21 +152,26 @@ def measured(family: str, T: int, batch: int, rounds: int, threads: int) -> dict
         difference = gradient_difference(sides, Path(folder))
         for side in sides.values():
             side.close()
-    ratios = [a / b for a, b in zip(times["ours"], times["spikingjelly"], strict=True)]
+    theirs = times["spikingjelly"]
     return {
         "family": family,
         "T": T,
         "batch": batch,
         "gradient_relative_difference": difference,
         "seconds": {name: spread(values) for name, values in times.items()},
-        "time_ratio": statistics.median(ratios),
+        "time_ratio": {
+            name: statistics.median(a / b for a, b in zip(times[name], theirs, strict=True))
+            for name in ("fused", "compiled")
+        },
         "peak_bytes": memory,
-        "memory_ratio": memory["ours"] / memory["spikingjelly"],
+        "memory_ratio": {
+            name: memory[name] / memory["spikingjelly"] for name in ("fused", "compiled")
+        },
     }
 
 
-def gradient_difference(sides: dict[str, Side], folder: Path) -> float:
-    """Largest relative difference |a - b| / |b| of a convolution's gradient, in float64.
+def gradient_difference(sides: dict[str, Side], folder: Path) -> dict[str, float]:
+    """Per backend the largest |a - b| / |b| of a convolution's gradient, in float64.
 
     In float32 sums in another order let a few currents fall on the other side of the threshold,
     and what follows from a spike more or less is no rounding error.
@@ -173,25 +180,28 @@ def gradient_difference(sides: dict[str, Side], folder: Path) -> float:
     for name, side in sides.items():
         side.ask(f"gradients {folder / name}.npz")
         found[name] = dict(np.load(folder / f"{name}.npz"))
-    norms = []
-    for name, theirs in found["spikingjelly"].items():
-        error = np.linalg.norm(found["ours"][name] - theirs)
-        norms.append(float(error / max(np.linalg.norm(theirs), 1e-12)))
-    return max(norms)
+    theirs = found.pop("spikingjelly")
+    return {
+        backend: max(
+            float(np.linalg.norm(grads[name] - grad) / max(np.linalg.norm(grad), 1e-12))
+            for name, grad in theirs.items()
+        )
+        for backend, grads in found.items()
+    }
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--serve"]:
-        serve(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+        serve(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), sys.argv[6])
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15, help="of resnet20; vgg16 has a third")
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
     results = []
-    for family in ("resnet20", "vgg16"):
-        results.append(measured(family, 4, chosen.batch, chosen.rounds, chosen.threads))
+    for family, rounds in (("resnet20", chosen.rounds), ("vgg16", chosen.rounds // 3)):
+        results.append(measured(family, 4, chosen.batch, rounds, chosen.threads))
         shown = {k: results[-1][k] for k in ("time_ratio", "memory_ratio")}
         print(family, shown, results[-1]["gradient_relative_difference"], flush=True)
     save(
