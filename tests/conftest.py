@@ -1,6 +1,7 @@
 """Settings that every test shares."""
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -15,3 +16,7 @@ settings.load_profile("repeatable")
 
 # Figures are drawn without a display.
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so would every process
+# that they start; what Ctrl-C does is tested as in the foreground.
+signal.signal(signal.SIGINT, signal.default_int_handler)
