@@ -32,12 +32,15 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# four_arms.py (40 minutes, an otherwise idle machine) is apart.
+# Apart: four_arms.py (40 minutes, an otherwise idle machine), comparisons.py and tails.py (hours),
+# warm_start.py (5 minutes).
 bench: demo
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/integer_engine.py
 	$(BIN)/python benchmarks/onnx_latency.py
+	$(BIN)/python benchmarks/student_step.py
+	$(BIN)/python benchmarks/distillation_speed.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

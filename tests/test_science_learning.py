@@ -124,5 +124,5 @@ def test_every_neuron_model_learns(model, images):
 
 @pytest.mark.parametrize("style", ["post_add", "sew", "ms"])
 def test_every_residual_style_learns(style, images):
-    args = {"blocks": [1, 1, 1], "style": style, "shortcut": "projection", "width": 0.75}
+    args = {"blocks": [1, 1, 1], "style": style, "shortcut": "projection", "width": 0.5}
     assert learnt(recipe({"family": "resnet20", "args": args}), images) > 3 * CHANCE
