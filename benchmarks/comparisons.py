@@ -27,7 +27,10 @@ SERIES: dict[str, tuple[str, list[str], list[str]]] = {
     "cmi-warm": ("fashion-mnist-cmi", ["stars=off,on"], []),
     "small-scratch": (
         "fashion-mnist-small",
-        ["stars={enabled = false}|{}|{balance = 1.0}"],
+        [
+            'stars={enabled = false}|{}|{balance = 1.0}|{units = "teacher"}'
+            '|{layers = "last", start = "warmup+1"}|{normalization = "none"}'
+        ],
         [],
     ),
 }
