@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 
-import torch
 from torch import Tensor, nn
 
 from stars_deploy.config.recipe import Stars
+from stars_deploy.distill.probe import InputProbe
 from stars_deploy.errors import InputError, nearest
 from stars_deploy.networks.base import Network, Taps, conv_block
 
@@ -72,47 +71,24 @@ def _deep(network: Network) -> list[int]:
     return [i for i, junction in enumerate(network.junctions) if conv_block(junction.wires[0])]
 
 
-class NormInputs:
+class NormInputs(InputProbe):
     """Records what enters the BatchNorm of some junctions of a network (stars.features = pre_bn).
 
     Use as a context manager around one forward pass.
     """
 
     def __init__(self, network: Network, junctions: Sequence[int]) -> None:
-        self._norms: list[nn.Module] = []
+        norms: list[nn.Module] = []
         for index in junctions:
             block = conv_block(network.junctions[index].wires[0])
             if block is None:
                 raise InputError(f"stars.features = 'pre_bn': junction {index} has no BatchNorm")
-            self._norms.append(block.bn)
-        self._steps = network.T
-        self.features: list[Tensor] = []
-
-    def __enter__(self) -> NormInputs:
-        self.features = [torch.empty(0) for _ in self._norms]
-        self._handles = [
-            norm.register_forward_pre_hook(self._hook(i)) for i, norm in enumerate(self._norms)
-        ]
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _hook(self, index: int):  # type: ignore[no-untyped-def]  # torch's hook signature
-        def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.features[index] = inputs[0]
-
-        return record
+            norms.append(block.bn)
+        super().__init__(norms)
 
     def by_step(self, batch: int) -> list[Tensor]:
         """Return the features as `[T or 1, B, C, H, W]`."""
-        return [x.view(-1, batch, *x.shape[1:]) for x in self.features]
+        return [x.view(-1, batch, *x.shape[1:]) for x in self.inputs]
 
 
 def pre_activations(taps: Taps, junctions: Sequence[int]) -> list[Tensor]:

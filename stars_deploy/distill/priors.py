@@ -6,13 +6,13 @@ Every loss is a pure function of tensors; only `BatchNormProbe` touches a networ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stars_deploy.distill.probe import InputProbe
 from stars_deploy.errors import InputError
 
 
@@ -23,7 +23,7 @@ class Moments(NamedTuple):
     var: Tensor
 
 
-class BatchNormProbe:
+class BatchNormProbe(InputProbe):
     """Reads the moments at the input of every BatchNorm2d of a network, one forward at a time.
 
     Use as a context manager; hooks exist only inside it. `moments` and `inputs` hold the last
@@ -44,7 +44,7 @@ class BatchNormProbe:
                 "the teacher has no BatchNorm with running statistics; "
                 "data-free synthesis matches these and needs a conv-BatchNorm-ReLU teacher"
             )
-        self.inputs: list[Tensor] = []
+        super().__init__(self._norms)
 
     @property
     def moments(self) -> list[Moments]:
@@ -55,28 +55,6 @@ class BatchNormProbe:
     def targets(self) -> list[Moments]:
         """Running mean and variance of every BatchNorm, in the network's order."""
         return [Moments(_buffer(n.running_mean), _buffer(n.running_var)) for n in self._norms]
-
-    def __enter__(self) -> BatchNormProbe:
-        self.inputs = [torch.empty(0) for _ in self._norms]
-        self._handles = [
-            norm.register_forward_pre_hook(self._hook(i)) for i, norm in enumerate(self._norms)
-        ]
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _hook(self, index: int):  # type: ignore[no-untyped-def]  # torch's hook signature
-        def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.inputs[index] = inputs[0]
-
-        return record
 
 
 def _buffer(value: Tensor | None) -> Tensor:

@@ -81,7 +81,7 @@ class StarsJudge:
             one = [features[0] for features in self._norms[0].by_step(batch)]
             other = self._norms[1].by_step(batch)
             for norms in self._norms:
-                norms.features = []
+                norms.inputs = []
         else:
             one = pre_activations(teacher, [pair[0] for pair in self._pairs])
             other = pre_activations(student, [pair[1] for pair in self._pairs])
