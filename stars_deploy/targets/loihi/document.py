@@ -71,6 +71,7 @@ def assemble(
     profile: str,
     bits: int,
     ranges: Ranges,
+    balance: str,
 ) -> LoweredNetwork:
     """Put quantised stages together; `shape` is the image's (C, H, W)."""
     arrays: dict[str, Array] = {"input_table": code.table}
@@ -88,6 +89,7 @@ def assemble(
         "schema": 1,
         "tool_version": __version__,
         "profile": profile,
+        "balance": balance,
         "T": metadata.T,
         "input": {
             "encoding": "signed_q",

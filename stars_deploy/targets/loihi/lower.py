@@ -77,7 +77,7 @@ def analyse(graph: nir.NIRGraph, profile: Profile, balance: Balance = "relay") -
     found += [*cost, *graph_notes(metadata)]
     if any(item.severity == "error" for item in found):
         return Analysis(None, tuple(stages), tuple(found))
-    network, notes = _quantised(graph, stages, readout, neurons, metadata, profile)
+    network, notes = _quantised(graph, stages, readout, neurons, metadata, profile, balance)
     return Analysis(network, tuple(stages), (*found, *notes))
 
 
@@ -124,6 +124,7 @@ def _quantised(
     neurons: dict[str, Dynamics],
     metadata: GraphMetadata,
     profile: Profile,
+    balance: Balance,
 ) -> tuple[LoweredNetwork | None, list[Finding]]:
     arithmetic = profile.arithmetic
     assert arithmetic is not None
@@ -158,6 +159,7 @@ def _quantised(
         profile.name,
         bits,
         ranges,
+        balance,
     )
     return network, found
 

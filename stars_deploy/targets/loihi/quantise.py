@@ -14,7 +14,7 @@ output may take several synapses in parallel, whose weights add up.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,8 @@ from stars_deploy.targets.loihi.stages import Incoming, Stage
 
 Reals = NDArray[np.float64]
 CANDIDATES = (64, 1024)  # scales tried for large and for small matrices
-EFFORT = 1 << 22  # weights rounded in search of a scale, at least CANDIDATES[0] times all
+EFFORT = 1 << 22  # weights rounded in search of a scale
+SAMPLE = EFFORT // CANDIDATES[0]  # weights of a large matrix that are looked at per scale
 SEARCHED = 8.0  # scales from the largest possible down to this fraction of it
 PARALLEL = 8  # synapses in parallel of an operator with one input per output
 
@@ -136,7 +137,8 @@ def quantise(target: Target, ranges: Ranges) -> Quantised | None:
     largest = min(hard, 2 * limits["weights"])
     if not np.isfinite(largest):
         largest = float(ranges.threshold)  # all zero: any scale is right
-    candidates = sorted(_scales(target, largest), key=lambda s: (_error(target, s, ranges), -s))
+    sample = _sampled(target, largest, ranges)
+    candidates = sorted(_scales(target, largest), key=lambda s: (_error(sample, s), -s))
     for scale in candidates:
         found = _integers(target, scale, ranges, limited_by)
         if found is not None:
@@ -216,13 +218,46 @@ def parallel_parts(weight: NDArray[np.int32], ranges: Ranges) -> list[NDArray[np
     return parts
 
 
-def _error(target: Target, scale: float, ranges: Ranges) -> float:
-    """Squared error of the weights, weighted with the square of what a message stands for."""
-    rounded = _rounded(target, scale, ranges)
-    return sum(
-        float(np.square(whole / scale - weight).sum()) / source.unit**2
-        for whole, weight, source in zip(rounded, target.weights, target.sources, strict=True)
-    )
+@dataclass(frozen=True)
+class _Part:
+    """Weights whose rounding counts `share` times, with the range that they are clipped to."""
+
+    weights: Reals
+    share: float
+    low: int
+    high: int
+
+
+def _parts(target: Target, ranges: Ranges) -> list[_Part]:
+    """Return all weights; an error counts with the square of what a message stands for."""
+    return [
+        _Part(weight, source.unit**-2, ranges.weight_low * n, ranges.weight_high * n)
+        for weight, source, n in zip(target.weights, target.sources, target.parallel, strict=True)
+    ]
+
+
+def _sampled(target: Target, largest: float, ranges: Ranges) -> list[_Part]:
+    """Return every k-th weight for k others, but all of those that some scale would clip.
+
+    The few largest weights decide how far a scale may clip, so none of them is left out.
+    """
+    chosen = []
+    for part in _parts(target, ranges):
+        stride = max(1, part.weights.size // SAMPLE)
+        flat = part.weights.reshape(-1)
+        far = np.abs(flat) * largest > part.high
+        chosen.append(replace(part, weights=flat[far]))
+        chosen.append(replace(part, weights=flat[~far][::stride], share=part.share * stride))
+    return chosen
+
+
+def _error(parts: list[_Part], scale: float) -> float:
+    """Squared error of the weights when rounded at a scale."""
+    total = 0.0
+    for part in parts:
+        whole = np.clip(np.rint(part.weights * scale), part.low, part.high)
+        total += part.share * float(np.square(whole / scale - part.weights).sum())
+    return total
 
 
 def _integers(target: Target, scale: float, ranges: Ranges, limited_by: str) -> Quantised | None:
@@ -244,7 +279,7 @@ def _integers(target: Target, scale: float, ranges: Ranges, limited_by: str) -> 
         float(np.square(w).sum()) / source.unit**2
         for w, source in zip(target.weights, target.sources, strict=True)
     )
-    error = _error(target, scale, ranges)
+    error = _error(_parts(target, ranges), scale)
     exact = all(
         np.array_equal(w, real * scale)
         for w, real in zip((*weights, bias), (*target.weights, target.bias), strict=True)
