@@ -160,4 +160,3 @@ def _relay(document, arrays, rng, source, shape, name, depth):
     )
     kind = "conv" if geometry else "dense"
     chains.append_connection(document, source, name, key, kind, **geometry)
-

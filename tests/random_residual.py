@@ -166,11 +166,15 @@ def _conv(
 
 
 def _convolution(
-    growth: _Growth, feeding: Sequence[str], outputs: int, shrink: bool, padded: bool = True
+    growth: _Growth,
+    feeding: Sequence[str],
+    outputs: int,
+    shrink: bool,
+    sizes: Sequence[int] = (1, 3, 3),
 ) -> str:
     """A convolution of `feeding`, sometimes grouped or depthwise; keeps the map unless `shrink`."""
     inputs, height, _ = growth.dag.shape(feeding[0])
-    size = growth.pick((1, 3, 3)) if padded else 1
+    size = growth.pick(sizes)
     common = [g for g in range(2, inputs + 1) if inputs % g == 0 and outputs % g == 0]
     groups = growth.pick(common) if common and growth.chance(0.35) else 1
     stride = 2 if shrink and height > 2 else 1
@@ -196,23 +200,23 @@ def _path(
     growth: _Growth, feeding: Sequence[str], outputs: int, shrink: bool
 ) -> tuple[list[str], str]:
     """Operators from `feeding` to a current; returns its node and the one to be tuned."""
-    padded = True
+    sizes: tuple[int, ...] = (1, 3, 3)
     feeding = list(feeding)
     if growth.chance(0.15):
         feeding = [_scale(growth, feeding)]
     height = growth.dag.shape(feeding[0])[1]
-    if shrink and height >= 4 and growth.chance(0.45):
-        if growth.inexact and growth.chance(0.5):
-            feeding = [_pool(growth, feeding, 3, 2, 1)]
+    if shrink and height >= 4 and growth.chance(0.9 if growth.inexact else 0.45):
+        if growth.inexact and (height % 2 == 0 or growth.chance(0.3)):
+            feeding, sizes = [_pool(growth, feeding, 3, 2, 1)], (3,)
         else:
-            padded = growth.inexact or height % 2 == 0
             feeding = [_pool(growth, feeding, 2, 2)]
+            sizes = (3,) if growth.inexact else sizes if height % 2 == 0 else (1,)
         shrink = False
     if growth.chance(0.12):  # pointwise, then as usual: a bias before a padded border
         weight = _kernel(growth, growth.dag.shape(feeding[0])[0], _channels(growth), 1)
         feeding = [_conv(growth, feeding, weight)]
     after = shrink and height % 2 == 0 and height >= 4 and growth.chance(0.3)
-    tuned = _convolution(growth, feeding, outputs, shrink and not after, padded)
+    tuned = _convolution(growth, feeding, outputs, shrink and not after, sizes)
     feeding = [tuned]
     if growth.chance(0.15):
         feeding = [_scale(growth, feeding)]
@@ -259,7 +263,7 @@ def _shortcut(growth: _Growth, feeding: Sequence[str], shape: Shape) -> list[str
 
 def _target(growth: _Growth) -> tuple[int, bool]:
     """Channels of a block, and whether its map shrinks; most keep both."""
-    if growth.chance(0.6) or growth.shape[1] < 3:
+    if growth.shape[1] < 3 or growth.chance(0.1 if growth.inexact else 0.6):
         return growth.shape[0], False
     return _channels(growth), growth.chance(0.6)
 
