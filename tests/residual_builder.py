@@ -23,6 +23,8 @@ from stars_deploy.simulate.operators import operator_of
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 NEAR = 0.06  # distance from the wanted rate at which the gain alone is good enough
+# Trained networks have thresholds that eight-bit weights can resolve: a few times their rounding.
+LARGEST, LEAST = 3.0, 0.15  # weight, and threshold of a neuron with gain 1
 
 
 class Dag:
@@ -104,13 +106,14 @@ class Dag:
         own = self.current([name for name in feeding if name in scaled])
         others = [name for name in feeding if name not in scaled]
         rest = self.current(others) if others else np.zeros(1)
-        best, low, high = (math.inf, 1.0), -8, 12
+        weighted = self.nodes[tuned]
+        largest = float(np.abs(weighted.weight).max())
+        best, low, high = (math.inf, 1.0), -8, math.floor(math.log(LARGEST / largest, 1.5))
         while low <= high:
             power = (low + high) // 2
             found = self._rate(node, own * 1.5**power + rest)
             best = min(best, (abs(found - rate), 1.5**power))
             low, high = (power + 1, high) if found < rate else (low, power - 1)
-        weighted = self.nodes[tuned]
         weighted.weight = (weighted.weight * best[1]).astype(np.float32)
         weighted.bias = (weighted.bias * best[1]).astype(np.float32)
         for name in scaled:
@@ -118,7 +121,7 @@ class Dag:
 
     def _tune_threshold(self, node: nir.NIRNode, current: Array, rate: float) -> None:
         field = "threshold" if isinstance(node, nir.Threshold) else "v_threshold"
-        shape, low, high = np.shape(getattr(node, field)), 1e-3, 1e3
+        shape, low, high = np.shape(getattr(node, field)), LEAST * _gain(node), 1e3
         best = (math.inf, 1.0)
         for _ in range(14):
             value = math.sqrt(low * high)
@@ -127,3 +130,11 @@ class Dag:
             best = min(best, (abs(found - rate), value))
             low, high = (low, value) if found < rate else (value, high)
         setattr(node, field, full(best[1], shape))
+
+
+def _gain(node: nir.NIRNode) -> float:
+    """By how much a neuron's potential rises with a current of 1."""
+    if isinstance(node, nir.Threshold):
+        return 1.0
+    tau = float(node.tau.flat[0]) / DT if isinstance(node, nir.LIF) else 1.0
+    return float(node.r.flat[0]) / tau
