@@ -83,7 +83,7 @@ def assemble(
             arrays[f"b.{stage.name}"] = _stored(found.bias)
         for item, weight in zip(stage.incoming, found.weights, strict=True):
             for name, part in _parts(item, weight, ranges):
-                key = _kept(arrays, f"w.{name}", part, item.node)
+                key = _kept(arrays, f"w.{name}", part)
                 connections.append(_connection(stage, item, name, key, bits))
     document = {
         "schema": 1,
@@ -122,14 +122,15 @@ def _parts(
 ) -> list[tuple[str, NDArray[np.int32]]]:
     """Return a connection, or those in parallel that hold its weights together."""
     parts = parallel_parts(weight, ranges)
-    return [(item.name if i == 1 else f"{item.name}_{i}", part) for i, part in enumerate(parts, 1)]
+    return [(item.name if i == 1 else f"{item.name}__{i}", part) for i, part in enumerate(parts, 1)]
 
 
-def _kept(arrays: dict[str, Array], key: str, weight: NDArray[np.int32], node: str) -> str:
-    """Store weights under `key`, unless the operator stands there already for another source."""
-    same = f"w.{node}"
-    if same in arrays and np.array_equal(arrays[same], weight):
-        return same
+def _kept(arrays: dict[str, Array], key: str, weight: NDArray[np.int32]) -> str:
+    """Store weights under `key`, unless they are there: one operator may have several sources."""
+    for other, stored in arrays.items():
+        if other.startswith("w.") and np.array_equal(stored, weight):
+            return other
+    assert key not in arrays
     arrays[key] = weight
     return key
 
