@@ -137,10 +137,9 @@ def quantise(target: Target, ranges: Ranges) -> Quantised | None:
     largest = min(hard, 2 * limits["weights"])
     if not np.isfinite(largest):
         largest = float(ranges.threshold)  # all zero: any scale is right
-    sample = _sampled(target, largest, ranges)
-    candidates = sorted(_scales(target, largest), key=lambda s: (_error(sample, s), -s))
-    for scale in candidates:
-        found = _integers(target, scale, ranges, limited_by)
+    scales = _scales(target, largest)
+    for index in np.lexsort((-scales, _errors(_sampled(target, largest, ranges), scales))):
+        found = _integers(target, float(scales[index]), ranges, limited_by)
         if found is not None:
             return found
     return None
@@ -188,15 +187,16 @@ def _whole(values: Reals) -> bool:
     return bool(np.array_equal(values, np.rint(values)))
 
 
-def _scales(target: Target, largest: float) -> list[float]:
+def _scales(target: Target, largest: float) -> Reals:
     """Return scales from `largest` down, geometric; for a threshold, those that make M whole."""
     size = sum(weight.size for weight in target.weights)
     count = int(np.clip(EFFORT // max(size, 1), *CANDIDATES))
     steps = np.geomspace(largest, largest / SEARCHED, count)
     if target.threshold is None:
-        return [float(s) for s in steps]
+        return steps
     mantissas = np.unique(np.floor(steps * target.threshold))
-    return [float(m / target.threshold) for m in mantissas if m >= 1]
+    whole: Reals = mantissas[mantissas >= 1] / target.threshold
+    return whole
 
 
 def _rounded(target: Target, scale: float, ranges: Ranges) -> tuple[Reals, ...]:
@@ -251,12 +251,17 @@ def _sampled(target: Target, largest: float, ranges: Ranges) -> list[_Part]:
     return chosen
 
 
-def _error(parts: list[_Part], scale: float) -> float:
-    """Squared error of the weights when rounded at a scale."""
-    total = 0.0
+def _errors(parts: list[_Part], scales: Reals) -> Reals:
+    """Squared error of the weights when rounded at each of the scales."""
+    total = np.zeros(len(scales))
     for part in parts:
-        whole = np.clip(np.rint(part.weights * scale), part.low, part.high)
-        total += part.share * float(np.square(whole / scale - part.weights).sum())
+        weights = part.weights.reshape(1, -1)
+        step = max(1, SAMPLE // max(1, weights.size))  # so many scales at once stay in the cache
+        for start in range(0, len(scales), step):
+            chunk = slice(start, start + step)
+            scale = scales[chunk, None]
+            whole = np.clip(np.rint(weights * scale), part.low, part.high)
+            total[chunk] += part.share * np.square(whole / scale - weights).sum(axis=1)
     return total
 
 
@@ -279,7 +284,7 @@ def _integers(target: Target, scale: float, ranges: Ranges, limited_by: str) -> 
         float(np.square(w).sum()) / source.unit**2
         for w, source in zip(target.weights, target.sources, strict=True)
     )
-    error = _error(_parts(target, ranges), scale)
+    error = float(_errors(_parts(target, ranges), np.array([scale]))[0])
     exact = all(
         np.array_equal(w, real * scale)
         for w, real in zip((*weights, bias), (*target.weights, target.bias), strict=True)
