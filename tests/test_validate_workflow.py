@@ -22,11 +22,12 @@ NODES = ["lif1", "lif2", "lif3"]
 KEYS = {
     "schema", "verdict", "reason", "profile", "engine", "reference", "training", "images", "n",
     "accuracy", "agreement", "layers", "readout", "energy", "tolerances", "findings", "also",
-    "engines_not_run", "command", "tool_version", "manifest_sha256", "earlier",
+    "engines_not_run", "command", "tool_version", "manifest_sha256", "earlier", "first_divergence",
 }  # fmt: skip
 LAYER_KEYS = {
     "name", "neurons", "rate", "state", "spikes_reference", "spikes_target",
     "relative_difference", "mismatches", "isolated_mismatches", "near_ties",
+    "isolated_relative_difference", "first_step", "first_at",
 }  # fmt: skip
 
 
