@@ -221,8 +221,15 @@ def test_training_without_spikes_and_a_picture(tmp_path):
     training = {"n": 2000, "device": "cpu", "accuracy": 0.8765, "data": HOSTILE}
     files.write_json(path / "training.json", training)
     (path / "synthetic.png").write_bytes(b"\x89PNG")
-    rows = [{**layer("lif1"), "mismatches": None, "isolated_mismatches": None, "near_ties": None,
-             "isolated_relative_difference": None}]
+    rows = [
+        {
+            **layer("lif1"),
+            "mismatches": None,
+            "isolated_mismatches": None,
+            "near_ties": None,
+            "isolated_relative_difference": None,
+        }
+    ]
     document = verdict(
         "float", layers=rows, agreement=None,
         reference={"engine": "training", "device": "cpu", "recorded": True},

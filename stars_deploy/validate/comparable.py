@@ -14,7 +14,9 @@ from stars_deploy.simulate.recording import Recording
 def part_of(recording: Recording, window: slice) -> Recording:
     """Return what a recording says about some of its images."""
     spikes = {node: train[:, window] for node, train in recording.spikes.items()}
-    return replace(recording, logits=recording.logits[window], spikes=spikes, margins=None)
+    return replace(
+        recording, logits=recording.logits[window], spikes=spikes, margins=None, outputs=None
+    )
 
 
 def common_nodes(expected: Recording, found: Recording, order: Sequence[str]) -> list[str]:

@@ -46,9 +46,11 @@ def rounding(layers: Sequence[Layer], lowering: Sequence[Finding]) -> list[Findi
 
 
 def _changed(layer: Layer) -> int:
-    return (layer["isolated_mismatches"] or 0) + (layer["near_ties"] or 0)
+    changed: int = (layer["isolated_mismatches"] or 0) + (layer["near_ties"] or 0)
+    return changed
 
 
 def _share(layer: Layer) -> float:
     """Return the changed spikes relative to the reference's."""
-    return _changed(layer) / max(layer["spikes_reference"], 1)
+    share: float = _changed(layer) / max(layer["spikes_reference"], 1)
+    return share
