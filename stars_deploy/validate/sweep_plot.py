@@ -18,7 +18,7 @@ _STYLE = {
     "axes.grid": True, "grid.color": "#e3e5e8", "grid.linewidth": 0.6, "axes.axisbelow": True,
     "axes.edgecolor": "#8a929b", "legend.frameon": False, "legend.fontsize": 8,
 }  # fmt: skip
-_PANEL_INCH = (4.6, 3.0)
+_PANEL_INCH = (4.8, 3.3)
 
 Json = Mapping[str, Any]
 
@@ -39,7 +39,7 @@ def sweep_figure(result: Json) -> bytes:
             lines = _lines(result, key)
             x = "T" if key == "steps" else "weight_bits"
             _accuracy(axes[0, column], result, lines, x)
-            _spikes(axes[1, column], lines, x)
+            _spikes(axes[1, column], result, lines, x)
             for row in (0, 1):
                 axes[row, column].set_xticks(result[key])
                 axes[row, column].set_xlabel(
@@ -92,18 +92,21 @@ def _accuracy(axes: Any, result: Json, lines: Mapping[str, Sequence[Json]], x: s
         )
     if labelled:
         level = 100 * result["reference"]["accuracy"]
-        label = f"float reference, T = {result['T']}: {level:.1f} %"
-        axes.axhline(level, color="#5b636c", linewidth=1, linestyle="--", label=label)
+        _reference(axes, level, f"float reference, T = {result['T']}: {level:.1f} %")
     axes.set_ylabel("accuracy, %" if labelled else "agreement with the float\nreference, %")
-    axes.legend(loc="lower right")
+    _legend(axes, columns=1)
 
 
-def _spikes(axes: Any, lines: Mapping[str, Sequence[Json]], x: str) -> None:
+def _spikes(axes: Any, result: Json, lines: Mapping[str, Sequence[Json]], x: str) -> None:
     for engine, points in lines.items():
+        # Both totals stay visible where one lies over the other: the float's is a larger ring.
+        integer = engine == "integer"
         places = [point[x] for point in points]
         axes.plot(
             places, [point["spikes_per_image"] for point in points], f"{MARKS[engine]}-",
-            color=COLOURS[engine], markersize=4.5, linewidth=1.3, label=f"{engine}, all layers",
+            color=COLOURS[engine], markersize=4.5 if integer else 8, linewidth=1.3,
+            markerfacecolor=COLOURS[engine] if integer else "none",
+            label=f"{engine}, all layers",
         )  # fmt: skip
     swept = list(lines.values())[-1] if lines else []
     nodes = list(swept[0]["spikes"]) if swept else []
@@ -115,12 +118,24 @@ def _spikes(axes: Any, lines: Mapping[str, Sequence[Json]], x: str) -> None:
                 [point[x] for point in swept], counts, ".-", markersize=3, linewidth=0.8,
                 color=shades(0.1 + 0.75 * index / (len(nodes) - 1)), label=node,
             )  # fmt: skip
+    _reference(axes, result["reference"]["spikes_per_image"], None)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("spikes per image")
-    if lines:
-        axes.legend(loc="upper left", ncols=2 if len(nodes) > 3 else 1)
-        axes.margins(y=0.25)
-        axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    _legend(axes, columns=4)
+
+
+def _reference(axes: Any, level: float, label: str | None) -> None:
+    """Draw what the float graph with its own T reaches."""
+    axes.axhline(level, color="#5b636c", linewidth=1, linestyle="--", label=label)
+
+
+def _legend(axes: Any, columns: int) -> None:
+    """Put the legend above the panel, where it covers no line."""
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, borderaxespad=0,
+        handlelength=1.6, columnspacing=1.2, labelspacing=0.3,
+    )  # fmt: skip
 
 
 def _span(result: Json, x: str) -> float:

@@ -28,7 +28,7 @@ from stars_deploy.workflow.setting import batch_size, default_engine, resolve_de
 from stars_deploy.workflow.simulate import samples_of
 from stars_deploy.workflow.sources import Source, open_source
 from stars_deploy.workflow.statistics import LEVEL
-from stars_deploy.workflow.sweep_points import Point, notes_on, reference_json
+from stars_deploy.workflow.sweep_points import Point, notes_on
 
 SCHEMA = 1
 RESULT, FIGURE = "sweep.json", "sweep.png"
@@ -233,15 +233,14 @@ def _run(
 def _document(
     source: Source, plan: Plan, samples: Samples, reference: Point, points: Sequence[Point]
 ) -> Json:
-    energies = plan.profile.energy
     base = reference.tally
     assert base is not None  # the float graph always runs
-    rows = [
-        point.to_json(
-            samples.labels, base.predictions, with_steps(source.graph, point.steps), energies
-        )
-        for point in points
-    ]
+
+    def row(point: Point) -> Json:
+        timed = with_steps(source.graph, point.steps)
+        return point.to_json(samples.labels, base.predictions, timed, plan.profile.energy)
+
+    rows = [row(point) for point in points]
     return {
         "schema": SCHEMA,
         "source": source.provenance(),
@@ -254,7 +253,7 @@ def _document(
         "n": len(samples.images),
         "confidence": LEVEL,
         "interval": "Wilson score",
-        "reference": reference_json(reference, samples.labels),
+        "reference": row(reference),
         "points": rows,
         "notes": notes_on(rows, samples),
         "versions": versions(),

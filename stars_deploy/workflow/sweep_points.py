@@ -58,11 +58,6 @@ class Point:
         }
 
 
-def reference_json(point: Point, labels: Labels) -> Json:
-    """Return what the float graph with its own T reaches."""
-    return {"engine": point.engine, "T": point.steps, **_accuracy(point.tally, labels)}
-
-
 def notes_on(points: Sequence[Json], samples: Samples) -> list[str]:
     """Return what a reader must know: no labels, few images, points without numbers."""
     labelled = bool((samples.labels >= 0).any())
