@@ -2,12 +2,16 @@
 
 import io
 import json
+import re
+import shlex
 import shutil
+from pathlib import Path
 
 import bundles
 import numpy as np
 import pytest
 import random_networks
+import typer
 from matplotlib import image as png
 from typer.testing import CliRunner
 
@@ -27,7 +31,8 @@ from stars_deploy.validate.sweep_plot import sweep_figure
 from stars_deploy.workflow import sweep as module
 from stars_deploy.workflow.simulate import simulate
 from stars_deploy.workflow.statistics import wilson
-from stars_deploy.workflow.sweep import parse_values, sweep, with_steps, with_weight_bits
+from stars_deploy.workflow.sweep import sweep, with_steps, with_weight_bits
+from stars_deploy.workflow.sweep_plan import parse_values
 
 LOIHI2 = load_profile("loihi2")
 
@@ -353,3 +358,17 @@ def test_graph_read_from_a_bundle_is_swept_like_its_file(exported, tmp_path):
         for index, source in enumerate((exported, tmp_path / "net.nir"))
     ]
     assert results[0]["points"] == results[1]["points"]
+
+
+def test_page_about_sweeps_names_what_there_is(exported, tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    named = [key for row in rows for key in re.findall(r"`(\w+)`", row)]
+    result = sweep(exported, "loihi2", tmp_path / "out", "T", [1], limit=1)
+    assert all(sorted(named) == sorted(point) for point in result["points"])
+    commands = re.findall(r"^stars-deploy (sweep .*)$", text, re.MULTILINE)
+    assert len(commands) == 3
+    group = typer.main.get_command(app)
+    for line in commands:
+        name, *arguments = shlex.split(line)
+        assert group.commands[name].make_context(name, arguments).params["out"]

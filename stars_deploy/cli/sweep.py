@@ -37,8 +37,9 @@ def sweep(
 
     Example: stars-deploy sweep bundle --over both --data evaluation --out sweep
     """
-    from stars_deploy.workflow.sweep import FIGURE, parse_values
+    from stars_deploy.workflow.sweep import FIGURE
     from stars_deploy.workflow.sweep import sweep as run
+    from stars_deploy.workflow.sweep_plan import parse_values
 
     chosen_steps = None if steps is None else parse_values(steps, "--steps")
     chosen_bits = None if bits is None else parse_values(bits, "--bits")

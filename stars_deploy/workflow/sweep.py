@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import nir
 from stars_deploy import __version__
 from stars_deploy.config.profile import Profile, load_profile
 from stars_deploy.console import Progress, no_progress
-from stars_deploy.errors import DoesNotFit, InputError, nearest
+from stars_deploy.errors import DoesNotFit, InputError
 from stars_deploy.files import atomic_path, json_text, read_json
-from stars_deploy.graph.metadata import MAX_STEPS, metadata_of, with_metadata
+from stars_deploy.graph.metadata import metadata_of, with_metadata
 from stars_deploy.simulate.recording import Engine
 from stars_deploy.simulate.reference import FloatEngine
 from stars_deploy.simulate.tally import Tally, tallies
@@ -24,30 +24,16 @@ from stars_deploy.targets.bundle import is_bundle
 from stars_deploy.validate.sweep_plot import sweep_figure
 from stars_deploy.workflow.provenance import versions
 from stars_deploy.workflow.samples import Samples
-from stars_deploy.workflow.setting import batch_size, default_engine, resolve_device
+from stars_deploy.workflow.setting import batch_size, resolve_device
 from stars_deploy.workflow.simulate import samples_of
 from stars_deploy.workflow.sources import Source, open_source
 from stars_deploy.workflow.statistics import LEVEL
+from stars_deploy.workflow.sweep_plan import Plan, axis_of, plan_of
 from stars_deploy.workflow.sweep_points import Point, notes_on
 
 SCHEMA = 1
 RESULT, FIGURE = "sweep.json", "sweep.png"
-AXES = ("T", "bits", "both")
-ENGINES = ("float", "integer")
-STEPS = (1, 2, 4, 6, 8)
-FEWER_BITS = (0, 2, 3, 4)  # less than the profile's
-LEAST_BITS = 2  # a sign and one bit
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is asked for: `steps` at the profile's bits, `bits` at the graph's own steps."""
-
-    profile: Profile
-    engine: str
-    steps: tuple[int, ...]
-    bits: tuple[int, ...]
 
 
 def sweep(
@@ -74,10 +60,10 @@ def sweep(
     GraphError if the graph cannot be lowered at all, DoesNotFit if no point fits; DataError.
     """
     chosen = load_profile(profile)
-    axis = _axis(over, chosen, engine)
+    axis = axis_of(over, chosen, engine)
     _check_out(out)
     opened = open_source(source)
-    plan = _plan(chosen, axis, steps, bits, engine, metadata_of(opened.graph).T)
+    plan = plan_of(chosen, axis, steps, bits, engine, metadata_of(opened.graph).T)
     samples = samples_of(opened, data, limit)
     place = resolve_device(plan.engine, device)
     floats = _float_points(opened.graph, plan, samples, progress)
@@ -90,14 +76,6 @@ def sweep(
     result["command"] = _command(source, profile, out, over, steps, bits, engine, data, limit)
     _write(out, result)
     return result
-
-
-def parse_values(text: str, option: str) -> tuple[int, ...]:
-    """Return the whole numbers of "8,6,5", each once, ascending; InputError otherwise."""
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise InputError(f"{option} {text!r}: expected whole numbers such as 8,6,4") from None
 
 
 def with_steps(graph: nir.NIRGraph, steps: int) -> nir.NIRGraph:
@@ -114,55 +92,6 @@ def with_weight_bits(profile: Profile, bits: int) -> Profile:
     weight_bits = profile.arithmetic.weight_bits.model_copy(update={"value": bits})
     arithmetic = profile.arithmetic.model_copy(update={"weight_bits": weight_bits})
     return profile.model_copy(update={"arithmetic": arithmetic})
-
-
-def _axis(over: str | None, profile: Profile, engine: str | None) -> str:
-    """Return the axes asked for; by default all that the engine has."""
-    if over is not None and over not in AXES:
-        raise InputError(f"--over {over!r} is unknown{nearest(over, AXES)}")
-    if engine is not None and engine not in ENGINES:
-        raise InputError(
-            f"--engine {engine!r}: a sweep runs {' or '.join(ENGINES)}; the other engines repeat "
-            "these two (stars-deploy validate says whether they do)"
-        )
-    name = engine or default_engine(profile)
-    if name == "integer" and profile.arithmetic is None:
-        raise InputError(
-            f"--engine integer: profile {profile.name} computes in floating point; choose a "
-            "Loihi profile"
-        )
-    if over is None:
-        return "both" if name == "integer" else "T"
-    if over != "T" and name == "float":
-        raise InputError(f"--over {over}: engine float has no weight bits; give --engine integer")
-    return over
-
-
-def _plan(
-    profile: Profile,
-    axis: str,
-    steps: Sequence[int] | None,
-    bits: Sequence[int] | None,
-    engine: str | None,
-    trained: int,
-) -> Plan:
-    most = profile.arithmetic.weight_bits.value if profile.arithmetic else 0
-    for name, given, other in (("--steps", steps, "bits"), ("--bits", bits, "T")):
-        if given is not None and axis == other:
-            raise InputError(f"{name}: --over {axis} does not vary it; give --over both")
-    chosen = tuple(sorted(set(steps or (*STEPS, trained)))) if axis != "bits" else ()
-    defaults = [most - less for less in FEWER_BITS if most - less >= LEAST_BITS]
-    widths = tuple(sorted(set(bits or defaults))) if axis != "T" else ()
-    for value in chosen:
-        if not 1 <= value <= MAX_STEPS:
-            raise InputError(f"--steps {value}: expected a number of steps from 1 to {MAX_STEPS}")
-    for value in widths:
-        if not LEAST_BITS <= value <= most:
-            raise InputError(
-                f"--bits {value}: profile {profile.name} has weights of {most} bits; expected "
-                f"{LEAST_BITS} to {most}"
-            )
-    return Plan(profile, engine or default_engine(profile), chosen, widths)
 
 
 def _float_points(
