@@ -52,7 +52,7 @@ def simulate(
     name = default_engine(chosen) if engine is None else engine
     check_engine_name(name)
     opened = open_source(source)
-    samples = _samples(opened, data, limit)
+    samples = samples_of(opened, data, limit)
     with tempfile.TemporaryDirectory(prefix="stars-deploy.") as folder:
         files = _files(opened, name, chosen, Path(folder))
         place = resolve_device(name, device)
@@ -61,7 +61,8 @@ def simulate(
     return _result(opened, chosen, runner, samples, correct)
 
 
-def _samples(source: Source, data: str | None, limit: int | None) -> Samples:
+def samples_of(source: Source, data: str | None, limit: int | None) -> Samples:
+    """Return the images of `data`, else the golden ones of a bundle, else what would be golden."""
     if data is not None:
         return load_samples(source.graph, data, limit)
     if source.bundle is not None:

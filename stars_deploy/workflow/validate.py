@@ -16,6 +16,7 @@ from stars_deploy.targets.findings import Finding
 from stars_deploy.validate import document
 from stars_deploy.validate.card import card_text
 from stars_deploy.validate.check import check
+from stars_deploy.validate.diagnosis import rounding
 from stars_deploy.validate.engines import not_run
 from stars_deploy.validate.lowering import lowering_differences, onnx_differences
 from stars_deploy.validate.report import report_html
@@ -97,7 +98,10 @@ def _result(
     setting: Setting, target: CountingEngine, outcome: Outcome, findings: list[Finding]
 ) -> Json:
     failed = document.first_error(findings)
-    notes = [item for item in check(setting.graph, setting.profile) if item.severity != "info"]
+    checked = check(setting.graph, setting.profile)
+    notes = [item for item in checked if item.severity != "info"]
+    if setting.engine == "integer":
+        notes += rounding(outcome.parity["layers"], checked)
     accuracy = outcome.parity["accuracy"]
     reached = accuracy["target"] if accuracy else None
     samples, bundle = setting.samples, setting.bundle
