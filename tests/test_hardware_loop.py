@@ -489,21 +489,21 @@ def test_what_goes_wrong_on_the_host_is_passed_on(lab):
     says = ["Could not resolve hostname", "status 5"]
     fails(5, *hardware(bundle, over_ssh(home, host="nowhere")), says=says)
     says = ["--host '-oProxyCommand=x'", "status 2"]
-    fails(
-        5,
-        *hardware(bundle, over_ssh(home, host="=").replace("--host =", "--host=-oProxyCommand=x")),
-        says=says,
-    )
+    fails(5, *hardware(bundle, over_ssh(home, "--host=-oProxyCommand=x")), says=says)
+    full = home / "full"
+    full.touch()  # a file where a folder is needed
+    says = ["lab: making a folder failed", "status 5"]
+    fails(5, *hardware(bundle, over_ssh(home, "--folder", "full")), says=says)
     (left,) = (home / "stars-deploy-hil").iterdir()
     assert not left.name.startswith("run-")
 
 
 def test_the_run_on_the_host_ends_when_we_give_up(lab, tmp_path):
     bundle, home = lab(hang=tmp_path / "pids")
-    fails(5, *hardware(bundle, over_ssh(home), "--timeout", 6), says=["within 6 s"])
+    fails(5, *hardware(bundle, over_ssh(home), "--timeout", 10), says=["within 10 s"])
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 2 and ended(pids)
-    own = over_ssh(home, "--timeout", "4")
+    own = over_ssh(home, "--timeout", "8")
     (tmp_path / "pids").unlink()
     fails(5, *hardware(bundle, own), says=["status 5", "run_lava.py: out of time"])
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
@@ -518,6 +518,43 @@ def test_the_host_script_needs_only_the_standard_library():
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
         assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
+
+
+# ---- the guides' commands ------------------------------------------------------------------------
+
+ROOT = HERE.parent
+GUIDES = (ROOT / "docs" / "hardware-in-the-loop.md", asset("export", "hil", "README.md"))
+
+
+def guide(path, **words):
+    """The validate commands of a guide as lists of words, with capital names replaced."""
+    text = path.read_text().replace("\\\n", " ").replace("BUNDLE", "demo/bundle")
+    lines = [line.strip() for line in text.splitlines()]
+    commands = [line for line in lines if line.startswith("stars-deploy validate")]
+    for name, value in words.items():
+        commands = [line.replace(name, value) for line in commands]
+    return [shlex.split(line)[1:] for line in commands]
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
+def test_the_guides_commands_over_ssh(lab, tmp_path, monkeypatch, path):
+    bundle, home = lab()
+    shutil.copytree(bundle, tmp_path / "demo" / "bundle")
+    program = tmp_path / "bin" / "ssh"
+    program.parent.mkdir()
+    words = shlex.join([sys.executable, str(HERE / "fake_ssh.py"), str(home)])
+    program.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{Path(sys.executable).parent}:/usr/bin:/bin")
+    monkeypatch.chdir(tmp_path)
+    commands = guide(path, HOST="lab", PYTHON=sys.executable)
+    first, last = commands[0], commands[-1]
+    result = invoke(*first)
+    assert result.exit_code == 0, result.output
+    if path.stem == "README":  # there the trace came back by hand
+        shutil.copyfile("demo/bundle.trace.npz", "trace.npz")
+    assert "recorded" in last and invoke(*last).exit_code == 0
+    assert verdict(tmp_path / "demo" / "bundle")["verdict"] == "pass"
 
 
 # ---- run_lava.py itself --------------------------------------------------------------------------
@@ -550,23 +587,22 @@ def test_only_a_board_s_run_describes_itself_as_measured():
 
 
 @pytest.mark.lava
-def test_lava_through_a_command_and_its_replay(bundle):
+def test_lava_through_the_guide_s_command_and_its_replay(bundle, tmp_path, monkeypatch):
     from stars_deploy.simulate.lava_environment import require_environment
 
-    python = str(require_environment().python)
-    kit = shlex.join([python, str(bundle / "run_lava.py")])
-    command = f"{kit} {{bundle}} {{trace}} --images {{images}}"
-    result = invoke(*hardware(bundle, command, "--limit", 3, "--timeout", 300))
+    here = shutil.copytree(bundle, tmp_path / "demo" / "bundle")
+    monkeypatch.chdir(tmp_path)
+    _, run, replay = guide(GUIDES[0], PYTHON=str(require_environment().python))
+    result = invoke(*run, "--timeout", 300)
     assert result.exit_code == 0, result.output
-    first = verdict(bundle)
+    first = verdict(here)
     assert (first["engine"]["name"], first["engine"]["kind"]) == ("lava-fixed_pt", "simulated")
-    assert [layer["mismatches"] for layer in first["layers"]] == [0, 0, 0]
+    assert [layer["mismatches"] for layer in first["layers"]] == [0, 0, 0] and first["n"] == 4
     assert {layer["state"] for layer in first["layers"]} == {"active"}
     assert first["engine"]["versions"]["lava-nc"] == first["engine"]["version"] == "0.10.0"
     assert first["engine"]["timings"]["run_s"] > 0
-    kept = bundle.parent / "the bundle.trace.npz"
-    assert invoke(*recorded(bundle, kept)).exit_code == 0
-    assert verdict(bundle)["layers"] == first["layers"] and verdict(bundle)["n"] == 3
-    arrays = dict(np.load(kept))
-    traces.write(kept, traces.flip(arrays))
-    fails(3, *recorded(bundle, kept), says=["lif2: 1 of "])
+    assert invoke(*replay).exit_code == 0
+    assert verdict(here)["layers"] == first["layers"] and verdict(here)["n"] == 4
+    kept = tmp_path / "demo" / "bundle.trace.npz"
+    traces.write(kept, traces.flip(dict(np.load(kept))))
+    fails(3, *replay, says=["lif2: 1 of "])

@@ -13,8 +13,8 @@ has a folder of its own in DIR, which is removed in the end.
 When this program is ended, so is the run on the host: it notices that its standard input closed.
 
 Exit codes: those of run_lava.py (0 done; 1 Lava failed; 2 the bundle or the images are not
-usable; 5 Lava or lava-loihi is not installed); 2 also for bad arguments, 5 also when the host
-cannot be reached or the time is over.
+usable; 5 Lava or lava-loihi is not installed); 2 also for bad arguments and for a trace that
+cannot be written here, 5 also when the host cannot be reached or used or the time is over.
 """
 
 import argparse
@@ -33,7 +33,7 @@ import uuid
 from pathlib import Path
 
 SSH_FAILED = 255  # the status with which ssh speaks for itself, not for the remote command
-UNREACHABLE = 5
+UNUSABLE = 5  # the exit code for a host that cannot be used
 
 # Runs run_lava.py on the host, and ends its process group once our end of the standard input is
 # closed, that is when this program or the connection is gone. It reads the bare descriptor: Lava
@@ -54,7 +54,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 class HostError(Exception):
-    """A step on the host failed; `status` is the exit code of this program."""
+    """A step failed; `status` is the exit code of this program."""
 
     def __init__(self, message, status):
         super().__init__(message)
@@ -70,10 +70,10 @@ class Host:
         self.deadline = deadline
 
     def run(self, script, what, stdin=None, stdout=None):
-        """Run a line of sh; HostError with its status unless that is 0."""
+        """Run a line of sh; HostError unless its status is 0."""
         status = self.status(script, what, stdin, stdout)
         if status:
-            raise HostError(f"{self.name}: {what} failed with status {status}", status)
+            raise HostError(f"{self.name}: {what} failed with status {status}", UNUSABLE)
 
     def status(self, script, what, stdin=None, stdout=None):
         """Run a line of sh and return its status; ssh's own failure and time-out are HostError."""
@@ -83,11 +83,11 @@ class Host:
         try:
             status = process.wait(max(0.0, self.deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            raise HostError(f"{self.name}: {what}: out of time", UNREACHABLE) from None
+            raise HostError(f"{self.name}: {what}: out of time", UNUSABLE) from None
         finally:
             end(process)
         if status == SSH_FAILED:
-            raise HostError(f"{self.name}: {what}: ssh failed (see above)", UNREACHABLE)
+            raise HostError(f"{self.name}: {what}: ssh failed (see above)", UNUSABLE)
         return status
 
 
@@ -145,7 +145,9 @@ def run_lava(host, options, folder, work):
         with options.images.open("rb") as stream:
             host.run(f"cat > {shlex.quote(images)}", "sending the images", stdin=stream)
         words += ["--images", images]
-    host.run(shlex.join(words), "run_lava.py", stdout=sys.stderr)
+    status = host.status(shlex.join(words), "run_lava.py", stdout=sys.stderr)
+    if status:
+        raise HostError(f"{host.name}: run_lava.py failed with status {status}", status)
     return trace
 
 
