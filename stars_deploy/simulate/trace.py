@@ -33,7 +33,7 @@ class Trace:
         images: uint8 `[N, C, H, W]`, what the network was given.
         spikes: per spiking population uint8 `[T, N, C, H, W]` or `[T, N, n]`.
         logits: float32 `[N, K]`; None where nothing was recorded (--timing).
-        readout: int32 `[N, K]`, voltages of the read-out after T steps, in 1/64 weight units.
+        readout: integers `[N, K]`, what is read of the read-out, before its divisor.
         saturated: bool `[N]`, whether the read-out left its range.
     """
 
@@ -43,7 +43,7 @@ class Trace:
     images: NDArray[np.uint8]
     spikes: Mapping[str, NDArray[np.uint8]]
     logits: NDArray[np.float32] | None
-    readout: NDArray[np.int32] | None
+    readout: NDArray[np.integer[Any]] | None
     saturated: NDArray[np.bool_] | None
 
 
