@@ -11,10 +11,11 @@ steps k*T + 1 + d .. (k + 1)*T + d, and is reset in the first of them, so N imag
 steps for a read-out of depth L.
 
 Trace: `info` (JSON: engine, versions, timings, sizes), `manifest_sha256` of the bundle, `images`
-uint8 [N, C, H, W], `spikes.<population>` uint8 [T, N, C, H, W] or [T, N, n], `readout.v` int32
-[N, K] (sum over T, in 1/64 weight units), `readout.saturated` bool [N], `logits` float32 [N, K],
-`seal` (SHA-256 over all of these: it shows accidents and careless edits, it is no signature).
-With --timing nothing is recorded: only `info`, `manifest_sha256`, `images` and `seal`.
+uint8 [N, C, H, W], `spikes.<population>` uint8 [T, N, C, H, W] or [T, N, n], `readout.v` int64
+[N, K] (voltage after T steps, or summed over them, in 1/64 weight units), `readout.saturated` bool
+[N], `logits` float32 [N, K], `seal` (SHA-256 over all of these: it shows accidents and careless
+edits, it is no signature). With --timing nothing is recorded: only `info`, `manifest_sha256`,
+`images` and `seal`.
 
 Exit codes: 0 done; 1 Lava failed; 2 the bundle or the images are not usable; 5 Lava, or the
 extension for boards, is not installed.
@@ -40,6 +41,7 @@ import numpy as np
 SCHEMA = 1  # of network.json
 TRACE_SCHEMA = 2
 MAX_THRESHOLD = 131071  # 17 bits
+MAX_DELAY = 62
 INT8_LIMIT = 127  # Lava's Conv keeps kernel size, stride, padding, dilation and groups as int8
 
 
@@ -105,10 +107,12 @@ def check_connection(connection, arrays):
     """Refuse a weight that the chip cannot hold, or a size that Lava's Conv cannot."""
     name, kind = connection["name"], connection["kind"]
     weight = arrays[connection["weight_key"]]
-    if kind not in ("conv", "dense"):
-        raise KitError(f"{name}: connection kind {kind!r}, this kit knows conv and dense")
-    if connection["delay"] or connection["weight_exp"]:
-        raise KitError(f"{name}: this kit knows delay 0 and weight_exp 0 only")
+    if kind not in ("conv", "dense", "sparse_delay"):
+        known = "conv, dense and sparse_delay"
+        raise KitError(f"{name}: connection kind {kind!r}, this kit knows {known}")
+    longest = MAX_DELAY if kind == "sparse_delay" else 0
+    if not 0 <= connection["delay"] <= longest or connection["weight_exp"]:
+        raise KitError(f"{name}: this kit knows delays 0..{longest} for {kind}, and weight_exp 0")
     if weight.min() < -128 or weight.max() > 127:
         raise KitError(f"{name}: weights {weight.min()}..{weight.max()}, expected -128..127")
     sizes = [connection["groups"], *weight.shape[2:]]
@@ -175,7 +179,7 @@ def build_raw(document, arrays):
     entries = []
     for connection in document["connections"]:
         source, target = connection["source"], connection["target"]
-        synapse = synapse_process(connection, arrays, shapes[source])
+        synapse = synapse_process(connection, arrays, shapes[source], shapes[target])
         out, shape = synapse.a_out, shapes[target]
         (to_vector(out) if len(shape) == 1 else to_map(out, shape)).connect(neurons[target].a_in)
         if source == "input":
@@ -218,9 +222,24 @@ def neuron_process(population, arrays):
     )
 
 
-def synapse_process(connection, arrays, source_whc):
+def synapse_process(connection, arrays, source_whc, target_whc):
     """Build a connection whose effective weights are exactly the integers of network.npz."""
     weight = arrays[connection["weight_key"]].astype(np.int32)
+    if connection["kind"] == "sparse_delay":
+        from lava.proc.sparse.process import DelaySparse
+        from lava.utils.weightutils import SignMode
+
+        matrix = weight_matrix(connection, weight, source_whc, target_whc)
+        delays = matrix.copy()
+        delays.data[:] = connection["delay"]
+        return DelaySparse(
+            weights=2 * matrix,  # as for Dense below
+            delays=delays,
+            weight_exp=-1,
+            sign_mode=SignMode.MIXED,
+            num_message_bits=connection["message_bits"],
+            name=connection["name"],
+        )
     if connection["kind"] == "dense":
         from lava.proc.dense.process import Dense
         from lava.utils.weightutils import SignMode
@@ -247,6 +266,45 @@ def synapse_process(connection, arrays, source_whc):
         num_message_bits=connection["message_bits"],
         name=connection["name"],
     )
+
+
+def weight_matrix(connection, weight, source_whc, target_whc):
+    """Return the weights as a sparse matrix on vectors in C, H, W order.
+
+    A convolution is the sum over its kernel taps of channel weights times the places they join.
+    """
+    from scipy import sparse
+
+    if weight.ndim == 2:
+        return sparse.csr_matrix(weight, dtype=int)
+    outputs, per_group = weight.shape[:2]
+    groups = connection["groups"]
+    channels = np.zeros((outputs, per_group * groups, *weight.shape[2:]), int)
+    for o in range(outputs):
+        first = o // (outputs // groups) * per_group
+        channels[o, first : first + per_group] = weight[o]
+    total = None
+    for a in range(weight.shape[2]):
+        rows = places(connection, 0, a, source_whc[1], target_whc[1])
+        for b in range(weight.shape[3]):
+            columns = places(connection, 1, b, source_whc[0], target_whc[0])
+            joined = sparse.kron(rows, columns)
+            part = sparse.kron(sparse.csr_matrix(channels[:, :, a, b]), joined)
+            total = part if total is None else total + part
+    matrix = sparse.csr_matrix(total, dtype=int)
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def places(connection, axis, tap, given, made):
+    """Return the matrix [made, given] of the positions that a kernel tap reads along one axis."""
+    from scipy import sparse
+
+    first = tap * connection["dilation"][axis] - connection["padding"][axis]
+    read = first + connection["stride"][axis] * np.arange(made)
+    seen = np.flatnonzero((read >= 0) & (read < given))
+    values = np.ones(len(seen), int)
+    return sparse.csr_matrix((values, (seen, read[seen])), shape=(made, given))
 
 
 def build_netx(document, path):
@@ -403,7 +461,7 @@ def advance(process, steps):
 def record(network, document, messages, hardware, folder):
     """Run all images, recording; return spike files, read-out voltages [N, K] and timings."""
     T, N, readout = document["T"], len(messages), document["readout"]["population"]
-    depth = depth_of(document, readout)
+    depth, kind = depth_of(document, readout), readout_kind(document)
     config = run_config(hardware)
     files = attach_recorders(network, N * T + depth, folder, hardware)
     source = attach_source(network, messages, document, hardware)
@@ -413,12 +471,28 @@ def record(network, document, messages, hardware, folder):
         ready = time.perf_counter()
         advance(source, depth)
         for k in range(N):
-            advance(source, T)
-            voltages.append(network.neurons[readout].v.get().reshape(-1).astype(np.int32))
+            voltages.append(read_sample(source, network.neurons[readout], kind, T))
             show_progress(k + 1, N)
         ended = time.perf_counter()
     times = {"startup_s": ready - started, "run_s": ended - ready, "steps": N * T + depth}
     return files, np.stack(voltages), times
+
+
+def readout_kind(document):
+    """Return what the logits are read from: potential, potentials (over T) or spikes."""
+    return document["readout"].get("kind", "potential")
+
+
+def read_sample(source, neuron, kind, T):
+    """Run the steps of one image; return the read-out's voltage: the last, or their sum."""
+    if kind != "potentials":
+        advance(source, T)
+        return neuron.v.get().reshape(-1).astype(np.int64)
+    total = 0
+    for _ in range(T):
+        advance(source, 1)
+        total = total + neuron.v.get().reshape(-1).astype(np.int64)
+    return total
 
 
 def measure(network, document, messages, hardware):
@@ -520,14 +594,18 @@ def seal_of(arrays):
 
 
 def outputs(document, spikes, voltages):
-    """Return the arrays of a recorded run; logits = v / divisor."""
-    # A read-out has the highest threshold: it fires only where its voltage was clipped.
-    clipped = spikes[document["readout"]["population"]].any(axis=0).reshape(len(voltages), -1)
+    """Return the arrays of a recorded run; logits = what is read / divisor."""
+    readout = document["readout"]
+    fired = spikes[readout["population"]]
+    counted = fired.sum(axis=0, dtype=np.int64).reshape(len(voltages), -1)
+    counts = readout_kind(document) == "spikes"
     spiking = [p["name"] for p in document["populations"] if p["spiking"]]
     arrays = {f"spikes.{name}": spikes[name] for name in spiking}
     arrays["readout.v"] = voltages
-    arrays["readout.saturated"] = clipped.any(axis=1)
-    arrays["logits"] = (voltages / document["readout"]["divisor"]).astype(np.float32)
+    # A read-out of potentials has the highest threshold: it fires only where it was clipped.
+    arrays["readout.saturated"] = np.zeros(len(voltages), bool) if counts else counted.any(axis=1)
+    value = counted if counts else voltages
+    arrays["logits"] = (value / readout["divisor"]).astype(np.float32)
     return arrays
 
 

@@ -22,22 +22,22 @@ def random_integer_network(seed):
     """Return (document, arrays) of a chain of conv and dense populations and a read-out."""
     rng = np.random.default_rng([seed, 0])
     shape = (int(rng.integers(1, 4)), int(rng.integers(4, 8)), int(rng.integers(4, 8)))
-    document, arrays = _empty(rng, shape)
+    document, arrays = empty(rng, shape)
     images = random_images(document, seed)
     source = "input"
     hidden = [*["conv"] * int(rng.integers(0, 4)), *["dense"] * int(rng.integers(0, 3))] or ["conv"]
     for kind in hidden:
         shape = _add(document, arrays, rng, kind, source, shape)
         source = document["populations"][-1]["name"]
-        _tame(document, arrays, images)
-        _fire(document, arrays, images, rng)
+        tame(document, arrays, images)
+        fire(document, arrays, images, rng)
     _add(document, arrays, rng, "dense", source, shape, readout=True)
     last = document["populations"][-1]
     document["readout"] = {
         "population": last["name"],
         "divisor": 64 * last["scale"] * document["T"],
     }
-    _tame(document, arrays, images)
+    tame(document, arrays, images)
     return document, arrays
 
 
@@ -50,7 +50,7 @@ def fires_everywhere(document, spikes):
     )
 
 
-def _empty(rng, shape):
+def empty(rng, shape):
     table = rng.integers(-127, 128, (shape[0], 256)).astype(np.int32)
     document = {
         "schema": 1,
@@ -73,11 +73,11 @@ def _empty(rng, shape):
     return document, {"input_table": table}
 
 
-def _pick(rng, choices):
+def pick(rng, choices):
     return choices[int(rng.integers(len(choices)))]
 
 
-def _geometry(rng, shape):
+def geometry(rng, shape):
     """Return kernel, stride, padding, dilation with at least one output position."""
     while True:
         kernel = [int(rng.integers(1, 4)) for _ in range(2)]
@@ -92,7 +92,7 @@ def _geometry(rng, shape):
             return kernel, stride, padding, dilation, size
 
 
-def _weights(rng, shape, graded):
+def weights(rng, shape, graded):
     limit = 24 if graded else 127
     weight = np.clip(np.rint(rng.normal(0, limit / 2.5, shape)), -limit, limit).astype(np.int32)
     return _mixed(weight)
@@ -113,59 +113,86 @@ def _add(document, arrays, rng, kind, source, shape, readout=False):
     node = f"{'conv' if kind == 'conv' else 'fc'}{index}"
     stride, padding, dilation, groups = [1, 1], [0, 0], [1, 1], 1
     if kind == "conv":
-        kernel, stride, padding, dilation, size = _geometry(rng, shape)
-        groups = _pick(rng, [1, 1, shape[0]] + ([2] if shape[0] % 2 == 0 else []))
+        kernel, stride, padding, dilation, size = geometry(rng, shape)
+        groups = pick(rng, [1, 1, shape[0]] + ([2] if shape[0] % 2 == 0 else []))
         channels = groups * int(rng.integers(1, 4 if groups < 4 else 2))
         weight_shape = (channels, shape[0] // groups, *kernel)
         result = (channels, *size)
     else:
         result = (int(rng.integers(2, 13)),)
         weight_shape = (result[0], int(np.prod(shape)))
-    arrays[f"w.{node}"] = _weights(rng, weight_shape, source == "input")
+    arrays[f"w.{node}"] = weights(rng, weight_shape, source == "input")
+    append_population(document, arrays, rng, name, result, index, readout)
+    append_connection(
+        document,
+        source,
+        name,
+        f"w.{node}",
+        kind,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+    )
+    return result
+
+
+def append_population(document, arrays, rng, name, shape, depth, readout):
+    """Append a population with random decays and bias; its threshold is set later, if at all."""
     bias_key, bias_exp = None, 6
     if rng.random() < 0.6:
-        bias_key, bias_exp = f"b.{name}", int(_pick(rng, [6, 6, 6, 3, 0, 7]))
-        per_channel = kind == "conv" and rng.random() < 0.5
+        bias_key, bias_exp = f"b.{name}", int(pick(rng, [6, 6, 6, 3, 0, 7]))
+        per_channel = len(shape) == 3 and rng.random() < 0.5
         span = 60 if bias_exp >= 6 else 2000
         arrays[bias_key] = rng.integers(
-            -span, span + 1, result[:1] if per_channel else result
+            -span, span + 1, shape[:1] if per_channel else shape
         ).astype(np.int32)
-    dv = _pick(rng, DECAYS)
+    dv = pick(rng, DECAYS)
     document["populations"].append(
         {
             "name": name,
             "node": name,
-            "shape_whc": list(reversed(result)),
-            "du": 4095 if rng.random() < 0.6 else int(_pick(rng, [0, 2047, 3000, 1023, 4094, -1])),
+            "shape_whc": list(reversed(shape)),
+            "du": 4095 if rng.random() < 0.6 else int(pick(rng, [0, 2047, 3000, 1023, 4094, -1])),
             "dv": int(rng.integers(0, 4097)) if dv is None else dv,
             "vth": NO_SPIKE,
             "bias_exp": bias_exp,
             "bias_key": bias_key,
             "reset_interval": document["T"],
-            "reset_offset": (1 + index) % document["T"],
-            "depth": index,
+            "reset_offset": (1 + depth) % document["T"],
+            "depth": depth,
             "scale": float(rng.uniform(10, 500)),
             "spiking": not readout,
         }
     )
+
+
+def append_connection(document, source, target, key, kind, delay=0, **geometry):
+    number = sum(entry["weight_key"] == key for entry in document["connections"])
+    name = key.removeprefix("w.") + (f"_{number}" if number else "")
     document["connections"].append(
         {
-            "name": node,
-            "node": node,
+            "name": name,
+            "node": name,
             "source": source,
-            "target": name,
+            "target": target,
             "kind": kind,
-            "weight_key": f"w.{node}",
-            "stride": stride,
-            "padding": padding,
-            "dilation": dilation,
-            "groups": groups,
-            "delay": 0,
+            "weight_key": key,
+            "stride": geometry.get("stride", [1, 1]),
+            "padding": geometry.get("padding", [0, 0]),
+            "dilation": geometry.get("dilation", [1, 1]),
+            "groups": geometry.get("groups", 1),
+            "delay": delay,
             "message_bits": 8 if source == "input" else 0,
             "weight_exp": 0,
         }
     )
-    return result
+
+
+def _own_weights(document):
+    """The weight keys of the newest population, each once."""
+    last = document["populations"][-1]["name"]
+    return {e["weight_key"]: None for e in document["connections"] if e["target"] == last}
 
 
 def _probe(document, arrays, images):
@@ -176,23 +203,24 @@ def _probe(document, arrays, images):
     return potentials[last], any(overflows[last])
 
 
-def _tame(document, arrays, images):
+def tame(document, arrays, images):
     """Halve the newest weights and bias until nothing wraps or clips, with some room."""
-    last, key = document["populations"][-1], document["connections"][-1]["weight_key"]
+    last = document["populations"][-1]
     while True:
         potentials, overflow = _probe(document, arrays, images)
         if not overflow and np.abs(potentials).max() < 6_000_000:
             return
-        arrays[key] = _mixed((arrays[key] / 2).astype(np.int32))
+        for key in _own_weights(document):
+            arrays[key] = _mixed((arrays[key] / 2).astype(np.int32))
         if last["bias_key"] is not None:
             arrays[last["bias_key"]] = (arrays[last["bias_key"]] / 2).astype(np.int32)
 
 
-def _fire(document, arrays, images, rng):
+def fire(document, arrays, images, rng):
     """Set the newest threshold so that some, not all, neurons fire."""
-    last, key = document["populations"][-1], document["connections"][-1]["weight_key"]
+    last = document["populations"][-1]
     if _peaks(document, arrays, images, 0.6) < 128:  # nearly all inhibited: turn the signs around
-        for name in (key, last["bias_key"]):
+        for name in (*_own_weights(document), last["bias_key"]):
             if name is not None:
                 arrays[name] = -arrays[name]
     height = _peaks(document, arrays, images, rng.uniform(0.2, 0.7)) / 64

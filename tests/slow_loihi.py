@@ -17,23 +17,45 @@ def toward_zero(state, factor):
 
 
 def conv_sum(message, entry, weight, shape):
-    """Weighted sums [O, H', W'] of a message [C, H, W], one output position at a time."""
+    """Weighted sums [O, H', W'] of a message [C, H, W], one kernel tap after the other."""
     (sy, sx), (py, px) = entry["stride"], entry["padding"]
     (dy, dx), groups = entry["dilation"], entry["groups"]
     padded = np.pad(message, ((0, 0), (py, py), (px, px)))
     outputs, per_group, kh, kw = weight.shape
-    result = np.zeros(shape, np.int64)
-    for o in range(outputs):
-        first = (o // (outputs // groups)) * per_group
-        for y in range(shape[1]):
-            for x in range(shape[2]):
-                window = padded[
-                    first : first + per_group,
-                    y * sy : y * sy + dy * (kh - 1) + 1 : dy,
-                    x * sx : x * sx + dx * (kw - 1) + 1 : dx,
-                ]
-                result[o, y, x] = int((weight[o] * window).sum())
-    return result
+    result = np.zeros((groups, outputs // groups, shape[1] * shape[2]), np.int64)
+    for i in range(kh):
+        for j in range(kw):
+            seen = padded[:, i * dy :: sy, j * dx :: sx][:, : shape[1], : shape[2]]
+            tap = weight[:, :, i, j].reshape(groups, -1, per_group)
+            result += tap @ seen.reshape(groups, per_group, -1)
+    return result.reshape(shape)
+
+
+def arriving(entry, weight, message, shape):
+    """What a connection adds to a target of `shape` for one message of its source.
+
+    A `sparse_delay` is a convolution or a dense matrix like any other, sent synapse by synapse.
+    """
+    if entry["message_bits"] == 0:
+        message = (message != 0).astype(np.int64)
+    kind = entry["kind"]
+    if kind == "sparse_delay":
+        kind = {4: "conv", 2: "dense"}[weight.ndim]
+    if kind == "dense":
+        return (weight @ message.reshape(-1)).reshape(shape)
+    assert kind == "conv", kind
+    return conv_sum(message, entry, weight, shape)
+
+
+def read_out(readout, spikes, potentials):
+    """Logits [N, K] of a population's spikes and potentials before reset, both [T, N, K]."""
+    kind = readout.get("kind", "potential")
+    value = {
+        "potential": lambda: potentials[-1],
+        "potentials": lambda: potentials.sum(axis=0),
+        "spikes": lambda: spikes.sum(axis=0),
+    }[kind]()
+    return value / readout["divisor"]
 
 
 class Neurons:
@@ -84,6 +106,8 @@ def trace(document, arrays, images):
     table = arrays[document["input"]["table_key"]].astype(np.int64)
     messages = np.stack([table[c][images[:, c]] for c in range(images.shape[1])], 1)
     neurons = {e["name"]: Neurons(e, arrays) for e in document["populations"]}
+    keys = {entry["weight_key"] for entry in document["connections"]}
+    weights = {key: arrays[key].astype(np.int64) for key in keys}
     depth = {e["name"]: e["depth"] for e in document["populations"]}
     sent = {"input": []} | {name: [] for name in neurons}  # sent[s][t - 1] at step t
     potential = {name: [] for name in neurons}
@@ -95,13 +119,7 @@ def trace(document, arrays, images):
                 origin = t - 1 - entry["delay"]  # the step in which the message was sent
                 if entry["target"] == name and origin >= 1:
                     message = sent[entry["source"]][origin - 1]
-                    if entry["message_bits"] == 0:
-                        message = (message != 0).astype(np.int64)
-                    weight = arrays[entry["weight_key"]].astype(np.int64)
-                    if entry["kind"] == "dense":
-                        a += (weight @ message.reshape(-1)).reshape(population.shape)
-                    else:
-                        a += conv_sum(message, entry, weight, population.shape)
+                    a += arriving(entry, weights[entry["weight_key"]], message, population.shape)
             spikes, h = population.step(t, a)
             sent[name].append(spikes)
             potential[name].append(h)
@@ -111,8 +129,8 @@ def trace(document, arrays, images):
         part = np.array(track[name][depth[name] : depth[name] + steps * count])
         return part.reshape(shape).swapaxes(0, 1)
 
-    readout = document["readout"]
-    logits = window(potential, readout["population"])[-1] / readout["divisor"]
+    last = document["readout"]["population"]
+    logits = read_out(document["readout"], window(sent, last), window(potential, last))
     return (
         {name: window(sent, name) for name in neurons},
         {name: window(potential, name) for name in neurons},

@@ -8,7 +8,7 @@ import sys
 CODE = """
 import sys
 sys.modules["torch"] = None
-import stars_deploy.graph.gain, stars_deploy.graph.pooling, stars_deploy.graph.reader
+import stars_deploy.graph.gain, stars_deploy.graph.linear, stars_deploy.graph.reader
 import stars_deploy.graph.writer, stars_deploy.simulate.reference
 import stars_deploy.simulate.onnx_engine, stars_deploy.targets.onnx
 """

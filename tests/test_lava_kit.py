@@ -32,9 +32,9 @@ def imports(tree):
             yield node.module.split(".")[0]
 
 
-def test_needs_python_310_numpy_and_lava_only():
+def test_needs_python_310_numpy_scipy_and_lava_only():
     tree = ast.parse(KIT.read_text(), feature_version=(3, 10))
-    assert set(imports(tree)) - set(sys.stdlib_module_names) == {"numpy", "lava"}
+    assert set(imports(tree)) - set(sys.stdlib_module_names) == {"numpy", "scipy", "lava"}
 
 
 def test_every_requirement_is_pinned():
@@ -81,7 +81,7 @@ def biased(network, arrays):
         (biased, "l1: b.l1 leaves 16 bits"),
         (heavier, r"l1_l2: weights 4\d..1\d\d, expected -128..127"),
         (put(["connections", 1, "kind"], "pool"), "l1_l2: connection kind 'pool'"),
-        (put(["connections", 2, "delay"], 1), "l2_l3: this kit knows delay 0"),
+        (put(["connections", 2, "delay"], 1), "l2_l3: this kit knows delays 0..0 for dense"),
         (put(["connections", 1, "weight_exp"], 2), "l1_l2: this kit knows .* weight_exp 0"),
         (put(["connections", 1, "groups"], 128), "l1_l2: .*must be <= 127"),
         (put(["connections", 1, "target"], "l9"), "'l1_l2' does not join two populations"),

@@ -233,7 +233,11 @@ def test_document_of_a_chain(tmp_path):
     assert [e["message_bits"] for e in document["connections"]] == [8, 0, 0]
     assert document["connections"][1]["groups"] == 2
     assert network.arrays["w.conv2"].shape == (6, 2, 3, 3)
-    assert document["readout"] == {"population": "fc", "divisor": 64 * readout["scale"] * 4}
+    assert document["readout"] == {
+        "population": "fc",
+        "kind": "potential",
+        "divisor": 64 * readout["scale"] * 4,
+    }
     assert document["input"]["scale"] == 64.0
     np.testing.assert_array_equal(network.arrays["input_table"], [np.arange(256) - 128])
     network.write(tmp_path)

@@ -21,7 +21,7 @@ RANGES = Ranges.of(LOIHI2.arithmetic)
 
 
 def dense(weight):
-    return Incoming("fc", "lif1", "dense", weight, np.zeros(len(weight)))
+    return Incoming("fc", "fc", "lif1", "dense", weight)
 
 
 def target(weight, bias=None, threshold=1.0, dv=2048, steps=4, unit=1.0, messages=(0.0, 1.0)):
@@ -46,7 +46,7 @@ def test_bounds_are_attained_by_some_input_and_exceeded_by_none(seed):
     weight = rng.integers(-9, 10, (2, inputs)).astype(float)
     bias = rng.integers(-4, 5, 2).astype(float)
     keep, threshold = float(rng.choice([0.0, 0.5, 1.0])), float(rng.integers(1, 12))
-    low, high = activation_range(dense(weight), weight, np.zeros(1), np.ones(1))
+    low, high = activation_range(dense(weight), weight, np.zeros(1), np.ones(1), (2,))
     bound = peaks(Drive(low, high, bias), keep, threshold, steps)
     sums, reached = [], []
     patterns = list(itertools.product([0.0, 1.0], repeat=inputs))
@@ -67,11 +67,12 @@ def test_bounds_are_attained_by_some_input_and_exceeded_by_none(seed):
 
 def test_convolution_bounds_use_the_range_of_each_channel_and_group():
     weight = np.array([[[[1.0, -2.0]]], [[[3.0, 4.0]]]])  # two groups of one channel each
-    item = Incoming("conv", "input", "conv", weight, np.zeros(2), groups=2)
-    low, high = activation_range(item, weight, np.array([-10.0, 2.0]), np.array([20.0, 5.0]))
+    item = Incoming("conv", "conv", "input", "conv", weight, groups=2)
+    messages = np.array([-10.0, 2.0]), np.array([20.0, 5.0])
+    low, high = activation_range(item, weight, *messages, (2, 1, 1))
     # channel 0: 1 * [-10, 20] - 2 * [-10, 20]; channel 1, padding included: (3 + 4) * [0, 5]
-    assert low.tolist() == [-10.0 - 40.0, 0.0]
-    assert high.tolist() == [20.0 + 20.0, 35.0]
+    assert low.reshape(-1).tolist() == [-10.0 - 40.0, 0.0]
+    assert high.reshape(-1).tolist() == [20.0 + 20.0, 35.0]
 
 
 def test_scales_reach_the_full_weight_range_when_nothing_else_binds():

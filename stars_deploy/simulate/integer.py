@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 CHUNK_VALUES = 1 << 20  # neuron-steps of the widest population that are worked on together
 Result = TypeVar("Result")
-Read = Callable[[Population, Activity | Readout], Result]
+Read = Callable[[Population, Activity], Result]
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,7 @@ class IntegerEngine:
         With `feed`, every population listens to feed[node] instead of to what was computed.
         """
 
-        def read(population: Population, answer: Activity | Readout) -> tuple[Array, Array | None]:
-            if isinstance(answer, Readout):
-                return self._logits(answer), None
+        def read(population: Population, answer: Activity) -> tuple[Array, Array | None]:
             distance = None
             if answer.voltages is not None:
                 voltages = _numpy(answer.voltages.double() / 64)
@@ -111,7 +109,7 @@ class IntegerEngine:
         spikes, logits = self._collect(images, feed, margins, read)
         return Recording(
             engine=self.info,
-            logits=np.concatenate([part for part, _ in logits]),
+            logits=logits,
             spikes={
                 node: np.concatenate([part for part, _ in parts], axis=1)
                 for node, parts in spikes.items()
@@ -128,53 +126,52 @@ class IntegerEngine:
         """Compute logits and spike counts only; nothing is kept per step or neuron."""
         import torch
 
-        def read(population: Population, answer: Activity | Readout) -> Array:
-            if isinstance(answer, Readout):
-                return self._logits(answer)
+        def read(population: Population, answer: Activity) -> Array:
             steps, _, *shape = answer.spikes.shape
             kind = torch.float32 if steps * math.prod(shape) < 1 << 24 else torch.float64
             axes = (0, *range(2, answer.spikes.ndim))
             return _numpy(answer.spikes.sum(axes, dtype=kind).neg()).astype(np.int64)
 
         spikes, logits = self._collect(images, None, False, read)
-        return Statistics(
-            np.concatenate(logits), {node: np.concatenate(parts) for node, parts in spikes.items()}
-        )
+        return Statistics(logits, {node: np.concatenate(parts) for node, parts in spikes.items()})
 
     def _collect(
         self, images: NDArray[np.uint8], feed: Spikes | None, keep: bool, read: Read[Result]
-    ) -> tuple[dict[str, list[Result]], list[Result]]:
-        """Run all chunks; return what `read` made of every spiking node and of the read-out."""
+    ) -> tuple[dict[str, list[Result]], NDArray[np.float32]]:
+        """Run all chunks; return what `read` made of every spiking node, and the logits [N, K]."""
         self._check(images, feed)
 
-        def work(start: int) -> dict[str, Result]:
+        def work(start: int) -> tuple[dict[str, Result], Array]:
             part = slice(start, start + self._chunk)
             given = {node: feed[node][:, part] for node in feed} if feed else {}
             return self._chunk_results(images[part], given, keep, read)
 
         found = in_threads(work, range(0, len(images), self._chunk), self.device)
-        populations = self.network.populations
-        named = {item.node: item.name for item in populations if item.spiking and item.node}
-        spikes = {node: [part[name] for part in found] for node, name in named.items()}
-        return spikes, [part[self.network.readout] for part in found]
+        spikes = {node: [results[node] for results, _ in found] for node in self.nodes}
+        return spikes, np.concatenate([logits for _, logits in found])
 
     def _chunk_results(
         self, images: NDArray[np.uint8], feed: Spikes, keep: bool, read: Read[Result]
-    ) -> dict[str, Result]:
+    ) -> tuple[dict[str, Result], Array]:
         import torch
 
-        results = {}
+        results: dict[str, Result] = {}
+        logits = np.zeros(0)
         with torch.inference_mode():
             messages: dict[str, Tensor] = {INPUT: self._messages(images)}
             for layer in self._layers:
                 population = layer.population
                 answer = advance(layer, weighted_sums(layer, messages), self.network.T, keep)
-                results[population.name] = read(population, answer)
-                if isinstance(answer, Activity):
-                    messages[population.name] = answer.spikes
-                if population.node is not None and population.node in feed:
-                    messages[population.name] = self._fed(feed[population.node])
-        return results
+                if population.name == self.network.readout:
+                    logits = self._logits(answer)
+                if isinstance(answer, Readout):
+                    continue
+                messages[population.name] = answer.spikes
+                if population.node is not None:
+                    results[population.node] = read(population, answer)
+                    if population.node in feed:
+                        messages[population.name] = self._fed(feed[population.node])
+        return results, logits
 
     def _fed(self, spikes: NDArray[np.uint8]) -> Tensor:
         import torch
@@ -189,10 +186,11 @@ class IntegerEngine:
         values = np.stack([table[c][images[:, c]] for c in range(images.shape[1])], axis=1)
         return torch.from_numpy(values).to(self.device)[None]
 
-    def _logits(self, answer: Readout) -> Array:
-        """Return v(T) / divisor [N, K]."""
-        voltage = _numpy(answer.voltage.double()).reshape(len(answer.voltage), -1)
-        return (voltage / self.network.divisor).astype(np.float32)
+    def _logits(self, answer: Activity | Readout) -> Array:
+        """Return voltages, or the number of spikes over T, / divisor [N, K]."""
+        value = answer.voltage if isinstance(answer, Readout) else answer.spikes.sum(dim=0).neg()
+        read = _numpy(value.double()).reshape(len(value), -1)
+        return (read / self.network.divisor).astype(np.float32)
 
     def _check(self, images: NDArray[np.uint8], feed: Spikes | None) -> None:
         shape = self.network.input_shape

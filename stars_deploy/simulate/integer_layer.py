@@ -58,6 +58,7 @@ class Layer:
     contained: bool  # proved: no wrap, no clip
     emulate: bool  # otherwise: wrap and clip as Lava does instead of raising
     truncates: bool  # whether the voltage decay can leave a fraction to be cut
+    accumulates: bool  # a read-out whose voltages after every step are added up
 
 
 def prepare(network: IntegerNetwork, population: Population, device: str, emulate: bool) -> Layer:
@@ -74,12 +75,13 @@ def prepare(network: IntegerNetwork, population: Population, device: str, emulat
     dtype = torch.float32 if single else torch.float64
     offset = _offset(population, rule)
     constant = None
-    if rule is Rule.SHIFTED and offset.shape[1:] == (1,) * (offset.ndim - 1):
+    entering = network.into(population.name)
+    # A matrix into a map has a row per neuron, a convolution one per channel.
+    per_channel = entering[0].kind == "conv" or len(population.shape) == 1
+    if rule is Rule.SHIFTED and per_channel and offset.shape[1:] == (1,) * (offset.ndim - 1):
         constant = _tensor(offset.reshape(-1), dtype, device)  # one value per channel
     sign = -1 if rule is Rule.STEPWISE else 1
-    synapses = [
-        _synapse(item, network, sign, dtype, device) for item in network.into(population.name)
-    ]
+    synapses = [_synapse(item, network, sign, dtype, device) for item in entering]
     if constant is not None:
         synapses[0] = Synapse(synapses[0].connection, synapses[0].weight, constant)
     return Layer(
@@ -91,6 +93,7 @@ def prepare(network: IntegerNetwork, population: Population, device: str, emulat
         contained=contained,
         emulate=emulate,
         truncates=truncates,
+        accumulates=population.name == network.readout and network.readout_kind == "potentials",
     )
 
 
@@ -101,7 +104,7 @@ def _binary_decay(population: Population) -> bool:
 
 
 def _rule(network: IntegerNetwork, population: Population, limits: Reach) -> Rule:
-    if not population.spiking and population.dv == 0:
+    if not population.spiking and population.dv == 0 and network.readout_kind == "potential":
         hidden = all(item.source != INPUT for item in network.into(population.name))
         if hidden and limits.activation * 64 * network.T < FLOAT32_EXACT:
             return Rule.SUMMED
@@ -173,6 +176,8 @@ def weighted_sums(layer: Layer, messages: Mapping[str, Tensor]) -> Tensor:
             message = message.sum(dim=0, keepdim=True)
         steps, count = message.shape[:2]
         part = _weighted(synapse, message.flatten(0, 1).to(layer.dtype))
+        if part.ndim == 2:
+            part = part.reshape(-1, *layer.population.shape)  # a matrix may end in a map
         if layer.emulate and not layer.contained and synapse.connection.kind == "conv":
             part = _wrapped(part, 64 * STATE_LIMIT)  # the 24-bit output buffer of Lava's Conv
         part = part.reshape(steps, count, *part.shape[1:])

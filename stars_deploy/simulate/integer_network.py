@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
@@ -18,6 +18,7 @@ from stars_deploy.files import read_json, read_npz
 from stars_deploy.simulate.integer_fields import Fields, Integers
 
 INPUT = "input"
+READOUTS = ("potential", "potentials", "spikes")
 WEIGHT_RANGE = (-128, 127)
 BIAS_RANGE = (-4096, 4095)
 MESSAGE_LIMIT = 1 << 23  # graded messages of up to 24 bits, signed
@@ -41,12 +42,16 @@ class Population:
 
 @dataclass(frozen=True)
 class Connection:
-    """Weights from `source` to `target`: [O, I/groups, KH, KW] or [N_out, N_in]; (H, W) pairs."""
+    """Weights from `source` to `target`: [O, I/groups, KH, KW] or [N_out, N_in]; (H, W) pairs.
+
+    A synaptic delay makes up for connections that the other paths into the target have more of:
+    each sample's steps meet as if nothing had been delayed, so it is checked and not computed.
+    """
 
     name: str
     source: str
     target: str
-    kind: str
+    kind: Literal["conv", "dense"]  # what the weights are; sparse_delay holds either
     weight: Integers
     stride: tuple[int, int]
     padding: tuple[int, int]
@@ -66,6 +71,7 @@ class IntegerNetwork:
     populations: tuple[Population, ...]
     connections: tuple[Connection, ...]
     readout: str
+    readout_kind: str  # potential: v(T), potentials: sum over t of v(t), spikes: their number
     divisor: float
 
     def into(self, name: str) -> list[Connection]:
@@ -109,8 +115,13 @@ def parse_network(
     _order(populations, connections, origin)
     readout = fields.child("readout")
     name = readout.text("population")
-    if name not in [item.name for item in populations if not item.spiking]:
-        raise readout.bad("population", "the name of a population with spiking = false")
+    kind = readout.text("kind") if "kind" in readout.value else "potential"  # as it was before
+    if kind not in READOUTS:
+        raise readout.bad("kind", " or ".join(READOUTS))
+    spiking = kind == "spikes"
+    if name not in [item.name for item in populations if item.spiking == spiking]:
+        expected = str(spiking).lower()
+        raise readout.bad("population", f"the name of a population with spiking = {expected}")
     return IntegerNetwork(
         T=steps,
         version=str(document.get("tool_version", "unknown")),
@@ -119,6 +130,7 @@ def parse_network(
         populations=tuple(populations),
         connections=connections,
         readout=name,
+        readout_kind=kind,
         divisor=readout.positive("divisor"),
     )
 
@@ -181,12 +193,13 @@ def _connection(
         )
     if fields.integer("weight_exp", -8, 8) != 0:
         raise fields.bad("weight_exp", "0")
+    weight = fields.array("weight_key", arrays, *WEIGHT_RANGE)
     connection = Connection(
         name=fields.text("name"),
         source=source,
         target=target,
-        kind=fields.text("kind"),
-        weight=fields.array("weight_key", arrays, *WEIGHT_RANGE),
+        kind=_kind(fields, weight),
+        weight=weight,
         stride=fields.pair("stride", 1),
         padding=fields.pair("padding", 0),
         dilation=fields.pair("dilation", 1),
@@ -195,6 +208,17 @@ def _connection(
     )
     _check_geometry(fields, connection, shapes[source], shapes[target])
     return connection
+
+
+def _kind(fields: Fields, weight: Integers) -> Literal["conv", "dense"]:
+    kind, delay = fields.text("kind"), fields.integer("delay", 0, 62)
+    if kind not in ("conv", "dense", "sparse_delay"):
+        raise fields.bad("kind", "conv, dense or sparse_delay")
+    if delay and kind != "sparse_delay":
+        raise fields.bad("delay", f"0: a {kind} connection has no synaptic delay, sparse_delay has")
+    if kind == "sparse_delay":
+        return "conv" if weight.ndim == 4 else "dense"
+    return "conv" if kind == "conv" else "dense"
 
 
 def _check_geometry(
@@ -206,8 +230,6 @@ def _check_geometry(
             wanted = (math.prod(target), math.prod(source))
             raise fields.bad("weight_key", f"shape {wanted} (outputs, inputs), not {weight}")
         return
-    if item.kind != "conv":
-        raise fields.bad("kind", "dense or conv")
     if len(source) != 3 or len(target) != 3 or len(weight) != 4:
         raise fields.bad("kind", "source, target and kernel with channels, height and width")
     channels, outputs = source[0], target[0]

@@ -23,7 +23,7 @@ class Activity:
 
 @dataclass(frozen=True)
 class Readout:
-    """Voltage of a read-out after the last step [B, ...], in state units."""
+    """Voltage of a read-out [B, ...] in state units: after the last step, or the sum over T."""
 
     voltage: Tensor
 
@@ -59,15 +59,20 @@ def _shifted(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Activity | R
     # Each step's sums are needed once: its spikes take their place, unless one image is for all.
     spikes = sums if len(sums) == steps else _like(sums, steps, sums.dtype)
     voltages = _like(sums, steps, sums.dtype) if keep else None
+    total = torch.zeros_like(sums[0], dtype=torch.float64) if layer.accumulates else None
     z = torch.full_like(sums[0], threshold)
     for t in range(steps):
         z = torch.add(sums[t if len(sums) == steps else 0], z, alpha=factor, out=z)
         torch.clamp(z, -1.0, 0.0, out=spikes[t])
         if voltages is not None:
             torch.sub(threshold, z, out=voltages[t])
+        if total is not None:
+            total += threshold - z
         if t + 1 < steps:
             z = torch.threshold_(z, -0.5, threshold)
-    return Activity(spikes, voltages) if layer.population.spiking else Readout(threshold - z)
+    if layer.population.spiking:
+        return Activity(spikes, voltages)
+    return Readout(threshold - z if total is None else total)
 
 
 def _like(sums: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
@@ -91,6 +96,7 @@ def _stepwise(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Activity | 
     spikes = _like(sums, steps, torch.float32)
     voltages = _like(sums, steps, sums.dtype) if keep else None
     u = voltage = reached = torch.zeros_like(sums[0])
+    total = torch.zeros_like(sums[0], dtype=torch.float64) if layer.accumulates else None
     for t in range(steps):
         u = _current(layer, u, sums[min(t, len(sums) - 1)])
         reached = _voltage(layer, voltage, u)
@@ -104,8 +110,12 @@ def _stepwise(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Activity | 
         torch.neg(fired.float(), out=spikes[t])
         if voltages is not None:
             voltages[t] = reached
+        if total is not None:
+            total += reached
         voltage = reached.masked_fill(fired, 0)
-    return Activity(spikes, voltages) if layer.population.spiking else Readout(reached)
+    if layer.population.spiking:
+        return Activity(spikes, voltages)
+    return Readout(reached if total is None else total)
 
 
 def _current(layer: Layer, u: Tensor, activation: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def _document() -> dict[str, Any]:
             _connection("input", "hidden", message_bits=8),
             _connection("hidden", "out", message_bits=0),
         ],
-        "readout": {"population": "out", "divisor": 128},
+        "readout": {"population": "out", "kind": "potential", "divisor": 128},
     }
 
 

@@ -37,7 +37,7 @@ def lowering_differences(graph: nir.NIRGraph, profile: Profile, folder: Path) ->
     if written_by != __version__:
         return [_skipped(written_by)]
     try:
-        fresh = lower(graph, profile)
+        fresh = lower(graph, profile, "delay" if document.get("balance") == "delay" else "relay")
     except StarsError as problem:
         message = f"graph.nir cannot be lowered again: {problem}"
         return [Finding("lowering.refused", "error", None, message, remedy=_REMEDY)]

@@ -23,7 +23,10 @@ Reals = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Drive:
-    """Least and greatest activation per output channel or neuron, and the bias added to v."""
+    """Least and greatest activation, and the bias added to v; the arrays broadcast together.
+
+    Per channel [C, 1, 1] for a convolution, per neuron [N] or [C, H, W] for a matrix.
+    """
 
     low: Reals
     high: Reals
@@ -39,10 +42,13 @@ class Peaks:
     lowest: float
 
 
-def activation_range(item: Incoming, weight: Reals, low: Reals, high: Reals) -> tuple[Reals, Reals]:
+def activation_range(
+    item: Incoming, weight: Reals, low: Reals, high: Reals, shape: tuple[int, ...]
+) -> tuple[Reals, Reals]:
     """Return N and P per output for messages in [low, high], given per source channel or once.
 
-    Zero is always a possible message: padding and silent sources send nothing.
+    Zero is always a possible message: padding and silent sources send nothing. `shape` is that of
+    the target; a convolution has one value per channel, [C, 1, 1].
     """
     low, high = np.minimum(low, 0), np.maximum(high, 0)
     if item.kind == "conv":
@@ -56,17 +62,18 @@ def activation_range(item: Incoming, weight: Reals, low: Reals, high: Reals) -> 
         negative = weight.sum(axis=(2, 3)) - positive
         below = positive * low[channel] + negative * high[channel]
         above = positive * high[channel] + negative * low[channel]
-        return below.sum(axis=1), above.sum(axis=1)
+        return below.sum(axis=1)[:, None, None], above.sum(axis=1)[:, None, None]
     repeats = weight.shape[1] // len(low)  # a flattened map: all pixels of a channel are alike
     low, high = np.repeat(low, repeats), np.repeat(high, repeats)
     positive = np.maximum(weight, 0)
     negative = weight - positive
-    return positive @ low + negative @ high, positive @ high + negative @ low
+    below, above = positive @ low + negative @ high, positive @ high + negative @ low
+    return below.reshape(shape), above.reshape(shape)
 
 
 def peaks(drive: Drive, keep: float, threshold: float | None, steps: int) -> Peaks:
     """Return the worst case over `steps` steps from rest; `threshold` None: never resets."""
-    highest, lowest = np.zeros(drive.high.shape), np.zeros(drive.low.shape)
+    highest, lowest = np.zeros(()), np.zeros(())
     top = bottom = 0.0
     for _ in range(steps):
         carried = np.maximum(highest, 0)

@@ -15,8 +15,8 @@ from stars_deploy.files import write_json, write_npz
 from stars_deploy.graph.geometry import Shape
 from stars_deploy.graph.metadata import GraphMetadata
 from stars_deploy.targets.loihi.encode import InputCode
-from stars_deploy.targets.loihi.quantise import Quantised
-from stars_deploy.targets.loihi.stages import INPUT, Stage
+from stars_deploy.targets.loihi.quantise import Quantised, Ranges, parallel_parts
+from stars_deploy.targets.loihi.stages import INPUT, Incoming, Stage
 
 Array = NDArray[Any]
 BIAS_EXPONENT = 6  # a bias of 1 weighs as much as an activation of 1; NetX knows no other
@@ -30,6 +30,8 @@ AXES = {
     "dense weight": "output, input; a map of (C, H, W) is flattened in this order",
     "bias": "output channel, or one value per neuron in the order (C, H, W)",
     "stride, padding, dilation": "height, width",
+    "sparse_delay": "a conv or dense weight whose synapses stand for themselves and wait `delay` "
+    "steps more",
 }
 
 
@@ -46,46 +48,48 @@ class LoweredNetwork:
         write_json(directory / "network.json", self.document)
 
 
+@dataclass(frozen=True)
+class Readout:
+    """How logits are read: `potential` v(T), `potentials` sum over t of v(t), or `spikes`.
+
+    Logits are what is read / `divisor`.
+    """
+
+    population: str
+    kind: str
+    divisor: float
+
+
 def assemble(
     stages: Sequence[Stage],
     integers: Sequence[Quantised],
     decays: Sequence[int],
+    readout: Readout,
     code: InputCode,
     shape: Shape,
     metadata: GraphMetadata,
     profile: str,
     bits: int,
+    ranges: Ranges,
+    balance: str,
 ) -> LoweredNetwork:
     """Put quantised stages together; `shape` is the image's (C, H, W)."""
     arrays: dict[str, Array] = {"input_table": code.table}
-    populations, connections = [], []
+    populations: list[dict[str, Any]] = []
+    connections: list[dict[str, Any]] = []
     for stage, found, decay in zip(stages, integers, decays, strict=True):
         populations.append(_population(stage, found, decay, metadata.T))
         if found.bias.any():
-            arrays[f"b.{stage.name}"] = found.bias
+            arrays[f"b.{stage.name}"] = _stored(found.bias)
         for item, weight in zip(stage.incoming, found.weights, strict=True):
-            arrays[f"w.{item.node}"] = weight
-            connections.append(
-                {
-                    "name": item.node,
-                    "node": item.node,
-                    "source": item.source,
-                    "target": stage.name,
-                    "kind": item.kind,
-                    "weight_key": f"w.{item.node}",
-                    "stride": list(item.stride),
-                    "padding": list(item.padding),
-                    "dilation": list(item.dilation),
-                    "groups": item.groups,
-                    "delay": 0,
-                    "message_bits": bits if item.source == INPUT else 0,
-                    "weight_exp": 0,
-                }
-            )
+            for name, part in _parts(item, weight, ranges):
+                key = _kept(arrays, f"w.{name}", part, item.node)
+                connections.append(_connection(stage, item, name, key, bits))
     document = {
         "schema": 1,
         "tool_version": __version__,
         "profile": profile,
+        "balance": balance,
         "T": metadata.T,
         "input": {
             "encoding": "signed_q",
@@ -99,18 +103,59 @@ def assemble(
         "populations": populations,
         "connections": connections,
         "readout": {
-            "population": stages[-1].name,
-            "divisor": 64 * integers[-1].scale * metadata.T,
+            "population": readout.population,
+            "kind": readout.kind,
+            "divisor": readout.divisor,
         },
         "axes": AXES,
     }
     return LoweredNetwork(document, arrays)
 
 
+def _stored(bias: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return [C] for a bias per channel, [C, 1, 1]."""
+    return bias[:, 0, 0] if bias.shape[1:] == (1, 1) else bias
+
+
+def _parts(
+    item: Incoming, weight: NDArray[np.int32], ranges: Ranges
+) -> list[tuple[str, NDArray[np.int32]]]:
+    """Return a connection, or those in parallel that hold its weights together."""
+    parts = parallel_parts(weight, ranges)
+    return [(item.name if i == 1 else f"{item.name}_{i}", part) for i, part in enumerate(parts, 1)]
+
+
+def _kept(arrays: dict[str, Array], key: str, weight: NDArray[np.int32], node: str) -> str:
+    """Store weights under `key`, unless the operator stands there already for another source."""
+    same = f"w.{node}"
+    if same in arrays and np.array_equal(arrays[same], weight):
+        return same
+    arrays[key] = weight
+    return key
+
+
+def _connection(stage: Stage, item: Incoming, name: str, key: str, bits: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "node": item.node,
+        "source": item.source,
+        "target": stage.name,
+        "kind": "sparse_delay" if item.delay else item.kind,
+        "weight_key": key,
+        "stride": list(item.stride),
+        "padding": list(item.padding),
+        "dilation": list(item.dilation),
+        "groups": item.groups,
+        "delay": item.delay,
+        "message_bits": bits if item.source == INPUT else 0,
+        "weight_exp": 0,
+    }
+
+
 def _population(stage: Stage, found: Quantised, decay: int, steps: int) -> dict[str, Any]:
     return {
         "name": stage.name,
-        "node": stage.name,
+        "node": None if stage.relay else stage.name,
         "shape_whc": [int(size) for size in reversed(stage.shape)],
         "du": NO_CURRENT_MEMORY,
         "dv": decay,
@@ -122,5 +167,5 @@ def _population(stage: Stage, found: Quantised, decay: int, steps: int) -> dict[
         "reset_offset": (1 + stage.depth) % steps,
         "depth": stage.depth,
         "scale": found.scale,
-        "spiking": stage.neuron is not None,
+        "spiking": stage.spiking,
     }

@@ -7,22 +7,28 @@ from dataclasses import dataclass, replace
 import nir
 import numpy as np
 
-from stars_deploy.config.profile import Arithmetic, Profile
+from stars_deploy.config.profile import Profile
 from stars_deploy.errors import GraphError, RecipeError
 from stars_deploy.graph.geometry import input_shape
 from stars_deploy.graph.metadata import GraphMetadata, metadata_of
 from stars_deploy.graph.order import natural
-from stars_deploy.graph.pooling import compose_pooling
 from stars_deploy.graph.problems import graph_problems
 from stars_deploy.targets.findings import Finding, require_no_errors
-from stars_deploy.targets.loihi.document import LoweredNetwork, assemble
+from stars_deploy.targets.loihi.balance import Balance, balanced
+from stars_deploy.targets.loihi.document import LoweredNetwork, Readout, assemble
 from stars_deploy.targets.loihi.encode import InputCode, input_codes
-from stars_deploy.targets.loihi.neurons import Dynamics, dynamics
+from stars_deploy.targets.loihi.neurons import NEURONS, READOUT, Dynamics, dynamics
 from stars_deploy.targets.loihi.notes import graph_notes, input_notes, scale_notes
-from stars_deploy.targets.loihi.quantise import Quantised, Ranges, Source, Target, quantise
-from stars_deploy.targets.loihi.stages import INPUT, Stage, stages_of
+from stars_deploy.targets.loihi.quantise import (
+    Quantised,
+    Ranges,
+    Source,
+    Target,
+    quantise,
+    repeating,
+)
+from stars_deploy.targets.loihi.stages import INPUT, Stage, readout_of, stages_of
 
-READOUT = Dynamics(dv=0, gain=1.0, threshold=0.0)  # sums over T
 DEFAULT_MESSAGE_BITS = 8
 
 
@@ -35,22 +41,22 @@ class Analysis:
     findings: tuple[Finding, ...]
 
 
-def lower(graph: nir.NIRGraph, profile: Profile) -> LoweredNetwork:
-    """Lower `graph` to the integers of a Loihi profile.
+def lower(graph: nir.NIRGraph, profile: Profile, balance: Balance = "relay") -> LoweredNetwork:
+    """Lower `graph` to the integers of a Loihi profile; `balance` as in `balanced`.
 
     Raises:
         GraphError: the graph has nodes or values that the target does not support.
         DoesNotFit: no integers are inside the target's ranges for every input.
         RecipeError: the profile computes in floating point.
     """
-    analysis = analyse(graph, profile)
+    analysis = analyse(graph, profile, balance)
     require_no_errors(analysis.findings, f"this graph cannot be lowered to {profile.name}")
     if analysis.network is None:
         raise GraphError(f"this graph cannot be lowered to {profile.name}")
     return analysis.network
 
 
-def analyse(graph: nir.NIRGraph, profile: Profile) -> Analysis:
+def analyse(graph: nir.NIRGraph, profile: Profile, balance: Balance = "relay") -> Analysis:
     """Lower `graph` as far as it goes, with a finding for everything that stands in the way."""
     if profile.arithmetic is None:
         raise RecipeError(
@@ -62,19 +68,16 @@ def analyse(graph: nir.NIRGraph, profile: Profile) -> Analysis:
         return Analysis(None, (), tuple(found))
     metadata = metadata_of(graph)
     neurons, found = _neurons(graph, metadata.dt)
-    try:
-        graph = compose_pooling(graph)
-    except GraphError as problem:
-        message, _, remedy = str(problem).rpartition("; ")
-        node, _, rest = message.partition(": ")
-        found.append(Finding("pooling", "error", node, rest or message, remedy=remedy))
-        return Analysis(None, (), tuple(found))
-    stages, structure = stages_of(graph)
+    flat, structure = stages_of(graph)
     found += structure
     if any(item.severity == "error" for item in found):
+        return Analysis(None, tuple(flat), tuple(found))
+    readout = readout_of(graph, flat)
+    stages, cost = balanced(flat, balance)
+    found += [*cost, *graph_notes(metadata)]
+    if any(item.severity == "error" for item in found):
         return Analysis(None, tuple(stages), tuple(found))
-    found += graph_notes(metadata)
-    network, notes = _quantised(graph, stages, neurons, metadata, profile, profile.arithmetic)
+    network, notes = _quantised(graph, stages, readout, neurons, metadata, profile, balance)
     return Analysis(network, tuple(stages), (*found, *notes))
 
 
@@ -106,7 +109,7 @@ def _neurons(graph: nir.NIRGraph, dt: float) -> tuple[dict[str, Dynamics], list[
     found: list[Finding] = []
     for name in sorted(graph.nodes, key=natural):
         node = graph.nodes[name]
-        if isinstance(node, nir.LIF | nir.IF):
+        if isinstance(node, NEURONS):
             neuron, notes = dynamics(name, node, dt)
             found += notes
             if neuron is not None:
@@ -117,38 +120,57 @@ def _neurons(graph: nir.NIRGraph, dt: float) -> tuple[dict[str, Dynamics], list[
 def _quantised(
     graph: nir.NIRGraph,
     stages: list[Stage],
+    readout: Stage,
     neurons: dict[str, Dynamics],
     metadata: GraphMetadata,
     profile: Profile,
-    arithmetic: Arithmetic,
+    balance: Balance,
 ) -> tuple[LoweredNetwork | None, list[Finding]]:
+    arithmetic = profile.arithmetic
+    assert arithmetic is not None
     bits = arithmetic.message_bits.value if arithmetic.message_bits else DEFAULT_MESSAGE_BITS
     ranges = Ranges.of(arithmetic)
+    computing = [stage for stage in stages if not stage.relay]
     targets = {
-        stage.name: _target(stage, neurons.get(stage.name, READOUT), metadata.T) for stage in stages
+        stage.name: _target(stage, neurons.get(stage.name, READOUT), metadata.T)
+        for stage in computing
     }
-    code, results = _encoded(stages, targets, input_codes(metadata, bits), ranges)
+    code, results = _encoded(computing, targets, input_codes(metadata, bits), ranges)
     found = input_notes(code, arithmetic, profile.name)
-    for stage in stages:
+    for stage in computing:
         target = _listening(stage, targets[stage.name], code)
         if stage.name not in results:
             results[stage.name] = quantise(target, ranges)
         found += scale_notes(stage, target, results[stage.name], ranges)
+    results |= {stage.name: repeating(stage) for stage in stages if stage.relay}
     integers = [results[stage.name] for stage in stages]
     whole = [result for result in integers if result is not None]
     if len(whole) < len(integers) or any(item.severity == "error" for item in found):
         return None, found
+    decays = [targets[stage.name].dv if stage.name in targets else 0 for stage in stages]
     network = assemble(
         stages,
         whole,
-        [targets[stage.name].dv for stage in stages],
+        decays,
+        _readout(readout, results[readout.name], metadata.T),
         code,
         input_shape(graph),
         metadata,
         profile.name,
         bits,
+        ranges,
+        balance,
     )
     return network, found
+
+
+def _readout(stage: Stage, result: Quantised | None, steps: int) -> Readout:
+    """Return how the mean over T of the output is read from the read-out population."""
+    assert result is not None
+    if stage.spiking:
+        return Readout(stage.name, "spikes", float(steps))
+    kind = "potential" if stage.neuron is None else "potentials"
+    return Readout(stage.name, kind, 64 * result.scale * steps)
 
 
 def _target(stage: Stage, neuron: Dynamics, steps: int) -> Target:
@@ -158,10 +180,11 @@ def _target(stage: Stage, neuron: Dynamics, steps: int) -> Target:
         incoming=stage.incoming,
         sources=tuple(spikes),
         weights=tuple(item.weight * neuron.gain for item in stage.incoming),
-        bias=sum((item.bias * neuron.gain for item in stage.incoming), np.zeros(())),
-        threshold=neuron.threshold if stage.neuron is not None else None,
+        bias=stage.bias * neuron.gain,
+        threshold=neuron.threshold,
         dv=neuron.dv,
         steps=steps,
+        shape=stage.shape,
     )
 
 

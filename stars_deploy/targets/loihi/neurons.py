@@ -1,4 +1,4 @@
-"""LIF and IF nodes as Loihi's dynamics, and the input image as graded messages."""
+"""LIF, IF, Threshold and LI nodes as Loihi's dynamics."""
 
 from __future__ import annotations
 
@@ -16,28 +16,37 @@ DECAY_ONE = 4096  # decays are multiples of 1/4096
 
 @dataclass(frozen=True)
 class Dynamics:
-    """v <- v (1 - dv/4096) + gain * X, spike where v > threshold, then v = 0."""
+    """v <- v (1 - dv/4096) + gain * X, spike where v > threshold, then v = 0; None: no spikes."""
 
     dv: int
     gain: float
-    threshold: float
+    threshold: float | None
 
 
-def dynamics(name: str, node: nir.LIF | nir.IF, dt: float) -> tuple[Dynamics | None, list[Finding]]:
+READOUT = Dynamics(dv=0, gain=1.0, threshold=None)  # sums over T
+NEURONS = (nir.LIF, nir.IF, nir.Threshold, nir.LI)
+
+
+def dynamics(name: str, node: nir.NIRNode, dt: float) -> tuple[Dynamics | None, list[Finding]]:
     """Return the integer decay and the input gain of a node, or findings that refuse it.
 
-    LIF: H = V + (r X - V) / tau becomes dv = round(4096 / tau), gain = r dv / 4096, so that the
-    rest value r X survives the rounding of the decay; IF: dv = 0, gain = r.
+    LIF and LI: H = V + (r X - V) / tau becomes dv = round(4096 / tau), gain = r dv / 4096, so that
+    the rest value r X survives the rounding of the decay (r = tau: an input that does not decay);
+    IF: dv = 0, gain = r; Threshold: dv = 4096, a neuron without memory.
     """
     found = [*_uniform(name, node), *_zeros(name, node)]
     if found:
         return None, found
+    threshold = None
+    if not isinstance(node, nir.LI):
+        field = "threshold" if isinstance(node, nir.Threshold) else "v_threshold"
+        threshold = _first(getattr(node, field))
+        if threshold <= 0:
+            remedy = "use a threshold above 0"
+            return None, [_refusal(name, f"{field} is {threshold:g}", remedy, threshold)]
+    if isinstance(node, nir.Threshold):
+        return Dynamics(DECAY_ONE, 1.0, threshold), [_no_memory(name, "it has no memory")]
     gain = _first(node.r)
-    threshold = _first(node.v_threshold)
-    if threshold <= 0:
-        return None, [
-            _refusal(name, f"v_threshold is {threshold:g}", "use a threshold above 0", threshold)
-        ]
     if isinstance(node, nir.IF):
         return Dynamics(0, gain, threshold), []
     tau = _first(node.tau) / dt
@@ -56,22 +65,24 @@ def _decay_notes(name: str, tau: float, dv: int) -> list[Finding]:
         )
         found.append(Finding("decay_rounded", "info", name, message, tau, DECAY_ONE / dv))
     if dv == DECAY_ONE:
-        found.append(
-            Finding(
-                code="decay_range",
-                severity="warning",
-                node=name,
-                message="tau is one step, which takes dv = 4096; 12 bits end at 4095",
-                value=float(dv),
-                limit=float(DECAY_ONE - 1),
-                remedy="Lava's simulation accepts it; for a board use tau of at least 1.0003 steps",
-            )
-        )
+        found.append(_no_memory(name, "tau is one step"))
     return found
 
 
-def _uniform(name: str, node: nir.LIF | nir.IF) -> list[Finding]:
-    fields = [field for field in ("tau", "r", "v_threshold") if hasattr(node, field)]
+def _no_memory(name: str, why: str) -> Finding:
+    return Finding(
+        code="decay_range",
+        severity="warning",
+        node=name,
+        message=f"{why}, which takes dv = 4096; 12 bits end at 4095",
+        value=float(DECAY_ONE),
+        limit=float(DECAY_ONE - 1),
+        remedy="Lava's simulation accepts it; for a board use tau of at least 1.0003 steps",
+    )
+
+
+def _uniform(name: str, node: nir.NIRNode) -> list[Finding]:
+    fields = [f for f in ("tau", "r", "v_threshold", "threshold") if hasattr(node, f)]
     return [
         _refusal(name, f"{field} differs between its neurons", "use one value per node")
         for field in fields
@@ -79,7 +90,7 @@ def _uniform(name: str, node: nir.LIF | nir.IF) -> list[Finding]:
     ]
 
 
-def _zeros(name: str, node: nir.LIF | nir.IF) -> list[Finding]:
+def _zeros(name: str, node: nir.NIRNode) -> list[Finding]:
     found = []
     for field in ("v_reset", "v_leak"):
         values = np.asarray(getattr(node, field, None) if hasattr(node, field) else 0.0)

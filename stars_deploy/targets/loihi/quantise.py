@@ -5,24 +5,30 @@ with G the input gain of its neuron and s = M / V_th, M an integer, so that a po
 the threshold exactly still does not spike. Among the scales that no worst case can overflow, the
 one with the least squared error of the weights is taken; where weights, biases and threshold lie
 on a dyadic grid that fits, the largest power of two for which nothing is rounded at all.
+
+All operators into a population share its scale. A skip connection of weight 1 would then bound
+the scale of the convolution beside it (254 at tau = 2 and 8 bits): an operator with one input per
+output may take several synapses in parallel, whose weights add up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stars_deploy.config.profile import Arithmetic
 from stars_deploy.targets.loihi.bounds import Drive, Peaks, activation_range, peaks
-from stars_deploy.targets.loihi.stages import Incoming
+from stars_deploy.targets.loihi.stages import Incoming, Stage
 
 Reals = NDArray[np.float64]
 CANDIDATES = (64, 1024)  # scales tried for large and for small matrices
-EFFORT = 1 << 22  # weights rounded in search of a scale, at least CANDIDATES[0] times all
+EFFORT = 1 << 22  # weights rounded in search of a scale
+SAMPLE = EFFORT // CANDIDATES[0]  # weights of a large matrix that are looked at per scale
 SEARCHED = 8.0  # scales from the largest possible down to this fraction of it
+PARALLEL = 8  # synapses in parallel of an operator with one input per output
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,20 @@ class Target:
     threshold: float | None  # None: read-out
     dv: int
     steps: int
+    shape: tuple[int, ...] = ()  # of the population; needed for matrices into maps
+
+    @property
+    def parallel(self) -> tuple[int, ...]:
+        """Return how many synapses each operator may take in parallel: more for skips only."""
+        skips = len(self.weights) > 1
+        return tuple(PARALLEL if skips and _single(weight) else 1 for weight in self.weights)
+
+
+def _single(weight: Reals) -> bool:
+    """Whether every output hears one input only, as in an identity or a scaled skip."""
+    if weight.ndim == 2:
+        return bool((np.count_nonzero(weight, axis=1) <= 1).all())
+    return weight.shape[2:] == (1, 1) and bool((np.count_nonzero(weight, axis=1) <= 1).all())
 
 
 @dataclass(frozen=True)
@@ -91,7 +111,9 @@ def ceilings(target: Target, ranges: Ranges) -> dict[str, float]:
     """Return, per range, the largest scale that respects it (before rounding)."""
     drive = _drive(target, target.weights, target.bias)
     worst = peaks(drive, 1 - target.dv / 4096, target.threshold, target.steps)
-    weight = max((float(np.abs(w).max()) for w in target.weights), default=0.0)
+    weight = max(
+        float(np.abs(w).max()) / n for w, n in zip(target.weights, target.parallel, strict=True)
+    )
     top = ranges.threshold if target.threshold is None else ranges.state
     return {
         "weights": _ratio(ranges.weight_high, weight),
@@ -115,12 +137,30 @@ def quantise(target: Target, ranges: Ranges) -> Quantised | None:
     largest = min(hard, 2 * limits["weights"])
     if not np.isfinite(largest):
         largest = float(ranges.threshold)  # all zero: any scale is right
-    candidates = sorted(_scales(target, largest), key=lambda s: (_error(target, s, ranges), -s))
+    sample = _sampled(target, largest, ranges)
+    candidates = sorted(_scales(target, largest), key=lambda s: (_error(sample, s), -s))
     for scale in candidates:
         found = _integers(target, scale, ranges, limited_by)
         if found is not None:
             return found
     return None
+
+
+def repeating(stage: Stage) -> Quantised:
+    """Return the integers of a relay: weight 1, threshold 0, so that it repeats every spike.
+
+    Its potential is 0 or, for one comparison, 1: nothing to decay, nothing to reset.
+    """
+    return Quantised(
+        scale=1.0,
+        threshold=0,
+        weights=tuple(item.weight.astype(np.int32) for item in stage.incoming),
+        bias=stage.bias.astype(np.int32),
+        peaks=Peaks(1.0, 1.0, 0.0),
+        error=0.0,
+        exact=True,
+        limited_by="weights",
+    )
 
 
 def _ratio(limit: float, value: float) -> float:
@@ -159,24 +199,70 @@ def _scales(target: Target, largest: float) -> list[float]:
     return [float(m / target.threshold) for m in mantissas if m >= 1]
 
 
-def _round(values: Reals, scale: float, low: int, high: int) -> Reals:
-    rounded: Reals = np.clip(np.rint(values * scale), low, high)
-    return rounded
-
-
-def _error(target: Target, scale: float, ranges: Ranges) -> float:
-    """Squared error of the weights, weighted with the square of what a message stands for."""
-    low, high = ranges.weight_low, ranges.weight_high
-    return sum(
-        float(np.square(_round(weight, scale, low, high) / scale - weight).sum()) / source.unit**2
-        for weight, source in zip(target.weights, target.sources, strict=True)
+def _rounded(target: Target, scale: float, ranges: Ranges) -> tuple[Reals, ...]:
+    """Return the weights at a scale, clipped to what their parallel synapses hold together."""
+    return tuple(
+        np.clip(np.rint(weight * scale), ranges.weight_low * n, ranges.weight_high * n)
+        for weight, n in zip(target.weights, target.parallel, strict=True)
     )
+
+
+def parallel_parts(weight: NDArray[np.int32], ranges: Ranges) -> list[NDArray[np.int32]]:
+    """Return the weights as a sum of weights that one synapse holds, as few as possible."""
+    parts: list[NDArray[np.int32]] = []
+    rest = weight
+    while not parts or rest.any():
+        part = np.clip(rest, ranges.weight_low, ranges.weight_high)
+        parts.append(part)
+        rest = rest - part
+    return parts
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Weights whose rounding counts `share` times, with the range that they are clipped to."""
+
+    weights: Reals
+    share: float
+    low: int
+    high: int
+
+
+def _parts(target: Target, ranges: Ranges) -> list[_Part]:
+    """Return all weights; an error counts with the square of what a message stands for."""
+    return [
+        _Part(weight, source.unit**-2, ranges.weight_low * n, ranges.weight_high * n)
+        for weight, source, n in zip(target.weights, target.sources, target.parallel, strict=True)
+    ]
+
+
+def _sampled(target: Target, largest: float, ranges: Ranges) -> list[_Part]:
+    """Return every k-th weight for k others, but all of those that some scale would clip.
+
+    The few largest weights decide how far a scale may clip, so none of them is left out.
+    """
+    chosen = []
+    for part in _parts(target, ranges):
+        stride = max(1, part.weights.size // SAMPLE)
+        flat = part.weights.reshape(-1)
+        far = np.abs(flat) * largest > part.high
+        chosen.append(replace(part, weights=flat[far]))
+        chosen.append(replace(part, weights=flat[~far][::stride], share=part.share * stride))
+    return chosen
+
+
+def _error(parts: list[_Part], scale: float) -> float:
+    """Squared error of the weights when rounded at a scale."""
+    total = 0.0
+    for part in parts:
+        whole = np.clip(np.rint(part.weights * scale), part.low, part.high)
+        total += part.share * float(np.square(whole / scale - part.weights).sum())
+    return total
 
 
 def _integers(target: Target, scale: float, ranges: Ranges, limited_by: str) -> Quantised | None:
     """Round at a scale; None if the rounded integers leave a range in the worst case."""
-    low, high = ranges.weight_low, ranges.weight_high
-    weights = tuple(_round(weight, scale, low, high) for weight in target.weights)
+    weights = _rounded(target, scale, ranges)
     bias = np.rint(target.bias * scale)
     threshold = None if target.threshold is None else float(round(scale * target.threshold))
     worst = peaks(_drive(target, weights, bias), 1 - target.dv / 4096, threshold, target.steps)
@@ -193,7 +279,7 @@ def _integers(target: Target, scale: float, ranges: Ranges, limited_by: str) -> 
         float(np.square(w).sum()) / source.unit**2
         for w, source in zip(target.weights, target.sources, strict=True)
     )
-    error = _error(target, scale, ranges)
+    error = _error(_parts(target, ranges), scale)
     exact = all(
         np.array_equal(w, real * scale)
         for w, real in zip((*weights, bias), (*target.weights, target.bias), strict=True)
@@ -213,6 +299,7 @@ def _integers(target: Target, scale: float, ranges: Ranges, limited_by: str) -> 
 def _drive(target: Target, weights: tuple[Reals, ...], bias: Reals) -> Drive:
     low, high = np.zeros(()), np.zeros(())
     for item, source, weight in zip(target.incoming, target.sources, weights, strict=True):
-        below, above = activation_range(item, weight, source.low, source.high)
+        shape = target.shape or (len(weight),)
+        below, above = activation_range(item, weight, source.low, source.high, shape)
         low, high = low + below, high + above
     return Drive(low, high, bias)

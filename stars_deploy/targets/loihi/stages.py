@@ -1,126 +1,277 @@
-"""A graph as stages: linear operators, each from one population, that end in one population.
+"""A graph as stages: populations, and the linear operators that lead into each of them.
 
-Everything that has no place in such a chain becomes a finding that names its node.
+Between two populations a graph may hold convolutions, dense layers, pools, scales, flattens and
+adds in any order; each path becomes one operator (graph/linear.py), and all paths into a neuron
+add up. What has no place in such a network becomes a finding that names its node.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from stars_deploy.graph.geometry import Shape, output_shapes, window_of
+from stars_deploy.errors import GraphError
+from stars_deploy.graph.geometry import Shape, output_shapes
 from stars_deploy.graph.groups import compact_kernel, expand_kernel, find_groups
-from stars_deploy.graph.order import input_name, sources, topological_order
+from stars_deploy.graph.linear import (
+    LinearMap,
+    added,
+    applied,
+    as_operator,
+    compose,
+    identity,
+    map_of,
+)
+from stars_deploy.graph.order import output_name, sources, topological_order
 from stars_deploy.targets.findings import Finding
 
 Reals = NDArray[np.float64]
 INPUT = "input"
 FIELD_LIMIT = 127  # Lava's Conv keeps kernel size, stride, padding, dilation, groups in 8 bits
+PATHS = 64  # operators into one population, far above any network that was seen
 
-_LINEAR = (nir.Conv2d, nir.Affine, nir.Linear)
-_NEURONS = (nir.LIF, nir.IF)
+_SPIKING = (nir.LIF, nir.IF, nir.Threshold)
+_NEURONS = (*_SPIKING, nir.LI)
+_WEIGHTED = (nir.Conv2d, nir.Affine, nir.Linear)
 
 
 @dataclass(frozen=True)
 class Incoming:
-    """A linear operator: weight [O, I / groups, KH, KW] or [N_out, N_in], bias [O]."""
+    """A linear operator: weight [O, I / groups, KH, KW] or [N_out, N_in]."""
 
-    node: str
-    source: str  # INPUT, or the neuron node that it listens to
+    name: str  # of the connection
+    node: str  # whose weights these are; the population's own where nothing lies on the path
+    source: str  # INPUT, or the population that it listens to
     kind: str  # conv or dense
     weight: Reals
-    bias: Reals
     stride: tuple[int, ...] = (1, 1)
     padding: tuple[int, ...] = (0, 0)
     dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
+    delay: int = 0  # steps that messages wait, besides the one of every connection
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A population and the operators that end in it; `neuron` is None for the read-out."""
+    """A population and the operators that end in it.
+
+    `neuron` is None for a read-out that only adds up, and for relays, which repeat the spikes of
+    their source one step later. `bias` [C, 1, 1], [C, H, W] or [N] is what drives the population
+    when everything before it is silent.
+    """
 
     name: str
     shape: Shape
     incoming: tuple[Incoming, ...]
-    neuron: nir.LIF | nir.IF | None
-    depth: int
+    bias: Reals
+    neuron: nir.NIRNode | None
+    relay: bool = False
+    depth: int = 0
+
+    @property
+    def spiking(self) -> bool:
+        """Whether the population sends spikes."""
+        return self.relay or isinstance(self.neuron, _SPIKING)
+
+
+@dataclass(frozen=True)
+class _Path:
+    """A linear map from a population, and the nodes that it leads through."""
+
+    source: str
+    linear: LinearMap
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Value:
+    """The value of a node: a sum over populations, and a constant (None: zero)."""
+
+    paths: tuple[_Path, ...]
+    constant: Reals | None = None
+
+
+class _Refused(Exception):
+    """What a node computes cannot be expressed; holds the finding."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.message)
+        self.finding = finding
 
 
 def stages_of(graph: nir.NIRGraph) -> tuple[list[Stage], list[Finding]]:
-    """Return the stages of a pool-free runnable graph, and a finding for all that is none."""
+    """Return the stages of a runnable graph, in execution order, and a finding for what is none.
+
+    The last stage, or the last spiking or leaking neuron, is the read-out.
+    """
     shapes = output_shapes(graph)
+    values: dict[str, _Value] = {}
     found: list[Finding] = []
     stages: list[Stage] = []
-    depths = {INPUT: 0}
     for name in topological_order(graph):
         node = graph.nodes[name]
-        if isinstance(node, _LINEAR):
-            found += _misplaced(graph, name)
-        if not isinstance(node, (*_NEURONS, nir.Output)):
-            continue
         feeding = sources(graph, name)
-        if isinstance(node, nir.Output):
-            feeding = [_through_flatten(graph, item) for item in feeding]
-        if len(feeding) > 1:
-            found.append(_residual(name, feeding))
-            continue
-        if not isinstance(graph.nodes[feeding[0]], _LINEAR):
-            found.append(_not_linear(graph, name, feeding[0]))
-            continue
-        incoming = _incoming(graph, feeding[0], shapes)
-        if incoming.source not in depths:
-            continue  # its source was refused already
-        found += _fields(incoming)
-        spiking = isinstance(node, _NEURONS)
-        title = name if spiking else feeding[0]
-        depths[title] = depths[incoming.source] + 1
-        stages.append(
-            Stage(
-                name=title,
-                shape=shapes[feeding[0]],
-                incoming=(incoming,),
-                neuron=node if spiking else None,
-                depth=depths[title],
-            )
-        )
-    return stages, found
+        if any(source not in values for source in feeding):
+            continue  # refused already
+        try:
+            if isinstance(node, nir.Input):
+                values[name] = _Value((_Path(INPUT, identity(shapes[name])),))
+                continue
+            total = _total(name, [values[source] for source in feeding])
+            if isinstance(node, _NEURONS):
+                stages.append(_stage(name, shapes[name], total, node))
+                values[name] = _Value((_Path(name, identity(shapes[name])),))
+            elif not isinstance(node, nir.Output):
+                given = shapes[feeding[0]]
+                values[name] = _through(name, node, total, given, shapes[name])
+            elif not _is_neuron(total, stages):
+                title = feeding[0] if len(feeding) == 1 else name
+                stages.append(_stage(title, shapes[name], total, None))
+        except _Refused as problem:
+            found.append(problem.finding)
+    found += [item for stage in stages for part in stage.incoming for item in _fields(part)]
+    return stages, [*found, *_leaky_sources(stages)]
 
 
-def _through_flatten(graph: nir.NIRGraph, name: str) -> str:
-    """Return the node before a chain of flattens that ends in `name`."""
-    while isinstance(graph.nodes[name], nir.Flatten) and len(sources(graph, name)) == 1:
+def readout_of(graph: nir.NIRGraph, stages: list[Stage]) -> Stage:
+    """Return the stage that the graph's output is taken from."""
+    if stages[-1].neuron is None:
+        return stages[-1]
+    name = sources(graph, output_name(graph))[0]
+    while not isinstance(graph.nodes[name], _NEURONS):
         name = sources(graph, name)[0]
-    return name
+    return next(stage for stage in stages if stage.name == name)
 
 
-def _incoming(graph: nir.NIRGraph, name: str, shapes: dict[str, Shape]) -> Incoming:
-    node = graph.nodes[name]
-    source = _through_flatten(graph, sources(graph, name)[0])
-    source = INPUT if source == input_name(graph) else source
-    weight = np.asarray(node.weight, np.float64)
-    outputs = len(weight)
-    bias = np.asarray(getattr(node, "bias", np.zeros(outputs)), np.float64).reshape(outputs)
-    if not isinstance(node, nir.Conv2d):
-        return Incoming(name, source, "dense", weight, bias)
-    window = window_of(name, node)
-    dense = expand_kernel(weight, int(node.groups))
-    groups = find_groups(dense)
-    # Lava silently computes zeros for 128 groups: fewer, larger blocks hold the same kernel.
-    while groups > FIELD_LIMIT:
-        groups = max(g for g in range(1, groups) if groups % g == 0)
-    kernel = compact_kernel(dense, groups)
+def _is_neuron(value: _Value, stages: list[Stage]) -> bool:
+    """Whether the output is the value of one neuron node: a spiking or leaking read-out."""
+    names = {stage.name for stage in stages}
+    only = value.paths[0] if len(value.paths) == 1 and value.constant is None else None
+    return only is not None and only.source in names and only.linear.weight is None
+
+
+def _total(name: str, values: list[_Value]) -> _Value:
+    """Add the values that feed a node; operators of the same kind become one."""
+    paths: list[_Path] = []
+    constant: Reals | None = None
+    for value in values:
+        for path in value.paths:
+            paths = _joined(paths, path)
+        if value.constant is not None:
+            constant = value.constant if constant is None else constant + value.constant
+    if len(paths) > PATHS:
+        message = f"{len(paths)} linear paths lead here, more than {PATHS}"
+        remedy = "put a neuron on the paths that many blocks share"
+        raise _Refused(Finding("paths", "error", name, message, len(paths), PATHS, remedy))
+    return _Value(tuple(paths), constant)
+
+
+def _joined(paths: list[_Path], path: _Path) -> list[_Path]:
+    for index, other in enumerate(paths):
+        linear = added(other.linear, path.linear) if other.source == path.source else None
+        if linear is not None:
+            merged = _Path(path.source, linear, other.nodes)
+            return [*paths[:index], merged, *paths[index + 1 :]]
+    return [*paths, path]
+
+
+def _through(name: str, node: nir.NIRNode, value: _Value, given: Shape, made: Shape) -> _Value:
+    """Return what a linear node makes of a value."""
+    try:
+        linear = map_of(name, node, given, made)
+    except GraphError as problem:
+        raise _Refused(Finding("structure", "error", name, str(problem))) from None
+    paths = []
+    for path in value.paths:
+        try:
+            composed = compose(path.linear, linear)
+        except GraphError as problem:
+            raise _Refused(_inexact(name, path, problem)) from None
+        nodes = path.nodes if isinstance(node, nir.Flatten) else (*path.nodes, name)
+        paths.append(_Path(path.source, composed, nodes))
+    constant = None if value.constant is None else applied(linear, value.constant)
+    bias = getattr(node, "bias", None)
+    if bias is not None and np.any(bias):
+        start = np.zeros(made) if constant is None else constant
+        shape = (-1, *(1,) * (len(made) - 1))
+        constant = start + np.asarray(bias, np.float64).reshape(shape)
+    return _Value(tuple(paths), constant)
+
+
+def _inexact(name: str, path: _Path, problem: GraphError) -> Finding:
+    """Name the node before, usually a pool, whose windows do not fit."""
+    message, _, remedy = str(problem).rpartition("; ")
+    before = path.nodes[-1] if path.nodes else path.source
+    return Finding(
+        code="composition",
+        severity="error",
+        node=before,
+        message=f"cannot be merged into {name}: {message}",
+        remedy=remedy,
+    )
+
+
+def _stage(name: str, shape: Shape, total: _Value, neuron: Any) -> Stage:
+    """Make the operators of a population explicit and give the connections their names."""
+    if len(shape) not in (1, 3):
+        message = f"holds neurons of shape {shape}; populations are maps [C, H, W] or vectors [N]"
+        remedy = "write a map [C, L] as [C, 1, L], with Conv2d instead of Conv1d"
+        raise _Refused(Finding("structure", "error", name, message, remedy=remedy))
+    incoming: list[Incoming] = []
+    for path in total.paths:
+        try:
+            operator = as_operator(path.linear)
+        except GraphError as problem:
+            raise _Refused(_inexact(name, path, problem)) from None
+        taken = {item.name for item in incoming}
+        incoming.append(_named(name, path, operator, taken))
+    bias = np.zeros(shape) if total.constant is None else total.constant.reshape(shape)
+    return Stage(name, shape, tuple(incoming), _per_channel(bias), neuron)
+
+
+def _per_channel(bias: Reals) -> Reals:
+    """Return [C, 1, 1] where a map's bias does not differ within its channels."""
+    if bias.ndim == 3 and (np.ptp(bias, axis=(1, 2)) == 0).all():
+        return bias[:, :1, :1]
+    return bias
+
+
+def _named(name: str, path: _Path, operator: LinearMap, taken: set[str]) -> Incoming:
+    """Return an operator as a connection, named after the last node on its path."""
+    node = path.nodes[-1] if path.nodes else name
+    title = node if path.nodes else f"{name}_from_{path.source}"
+    if title in taken:
+        title = f"{title}_from_{path.source}"
+    while title in taken:
+        title += "_"
+    return connection(title, node, path.source, operator)
+
+
+def connection(name: str, node: str, source: str, operator: LinearMap) -> Incoming:
+    """Return an explicit operator as a connection whose groups Lava can hold."""
+    assert operator.weight is not None
+    if operator.window is None:
+        return Incoming(name, node, source, "dense", operator.weight)
+    groups, kernel, window = operator.groups, operator.weight, operator.window
+    if groups == 1:
+        groups = find_groups(kernel)
+        kernel = compact_kernel(kernel, groups)
+    if groups > FIELD_LIMIT:
+        # Lava silently computes zeros for 128 groups: fewer, larger blocks hold the same kernel.
+        fewer = max(g for g in range(1, FIELD_LIMIT + 1) if groups % g == 0)
+        kernel, groups = compact_kernel(expand_kernel(kernel, groups), fewer), fewer
     return Incoming(
-        name, source, "conv", kernel, bias, window.stride, window.padding, window.dilation, groups
+        name, node, source, "conv", kernel, window.stride, window.padding, window.dilation, groups
     )
 
 
 def _fields(item: Incoming) -> list[Finding]:
-    fields: dict[str, Any] = {
+    fields: Mapping[str, Any] = {
         "kernel": item.weight.shape[2:],
         "stride": item.stride,
         "padding": item.padding,
@@ -141,44 +292,25 @@ def _fields(item: Incoming) -> list[Finding]:
     ]
 
 
-def _misplaced(graph: nir.NIRGraph, name: str) -> list[Finding]:
-    """A linear operator must listen to one population, or to the input."""
-    feeding = sources(graph, name)
-    if len(feeding) > 1:
-        return [_residual(name, feeding)]
-    source = _through_flatten(graph, feeding[0])
-    if len(sources(graph, source)) > 1 and not isinstance(graph.nodes[source], _NEURONS):
-        return [_residual(source, sources(graph, source))]
-    if isinstance(graph.nodes[source], (*_NEURONS, nir.Input)):
-        return []
+def _leaky_sources(stages: list[Stage]) -> list[Finding]:
+    """A LI node sends no spikes, so nothing but the output may listen to it."""
+    silent = {stage.name for stage in stages if isinstance(stage.neuron, nir.LI)}
     return [
         Finding(
             code="structure",
             severity="error",
-            node=name,
-            message=f"takes the value of {source}, which is not a spiking node",
-            remedy="put a LIF or IF between them, or merge the two linear operators into one",
+            node=item.source,
+            message=f"is a LI node whose potential drives {stage.name}; only spikes are sent",
+            remedy="use LIF or IF between layers; LI is a read-out",
         )
+        for stage in stages
+        for item in stage.incoming
+        if item.source in silent
     ]
 
 
-def _residual(name: str, feeding: list[str]) -> Finding:
-    return Finding(
-        code="residual",
-        severity="error",
-        node=name,
-        message=f"adds the values of {', '.join(feeding)}; only chains are lowered to Loihi so far",
-        value=float(len(feeding)),
-        limit=1.0,
-        remedy="use a student without skip connections",
-    )
-
-
-def _not_linear(graph: nir.NIRGraph, name: str, source: str) -> Finding:
-    if isinstance(graph.nodes[name], nir.Output):
-        message = f"the output is {source} ({type(graph.nodes[source]).__name__})"
-        remedy = "end the network in a linear layer, whose mean over T is the read-out"
-    else:
-        message = f"is fed by {source} ({type(graph.nodes[source]).__name__}) without weights"
-        remedy = "put a convolution or linear layer directly before it; flatten before that"
-    return Finding("structure", "error", name, message, remedy=remedy)
+def shifted(stage: Stage, index: int, **changes: Any) -> Stage:
+    """Return `stage` with one of its operators changed."""
+    incoming = list(stage.incoming)
+    incoming[index] = replace(incoming[index], **changes)
+    return replace(stage, incoming=tuple(incoming))

@@ -1,0 +1,133 @@
+"""Depth balancing: all paths into a population take equally many steps.
+
+Every connection delays by one step, so a skip connection arrives early by the number of
+populations that it skips. The missing steps are filled in either with relay populations, which
+repeat the spikes of their source one step later, or with synaptic delays. With
+
+    depth(target) = 1 + max depth(source)
+
+an edge needs depth(target) - 1 - depth(source) steps more; a population's reset phase is then
+(1 + depth) mod T.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from stars_deploy.graph.linear import as_operator, identity
+from stars_deploy.targets.findings import Finding
+from stars_deploy.targets.loihi.stages import INPUT, Incoming, Stage, connection, shifted
+
+Balance = Literal["relay", "delay"]
+LONGEST_DELAY = 62  # slots of a synaptic delay in lava-dl 0.6.0 and on the chips
+
+
+def balanced(stages: Sequence[Stage], balance: Balance) -> tuple[list[Stage], list[Finding]]:
+    """Return the stages with depths, relays and delays, sources first, and what that cost.
+
+    Graded messages of the input cannot be relayed by spikes: they always wait in synapses.
+    """
+    depths = {INPUT: 0}
+    shapes = {stage.name: stage.shape for stage in stages}
+    result: list[Stage] = []
+    relays: dict[str, Stage] = {}
+    delayed: list[tuple[Stage, Incoming]] = []
+    for stage in stages:
+        depth = 1 + max((depths[item.source] for item in stage.incoming), default=0)
+        depths[stage.name] = depth
+        stage = replace(stage, depth=depth)
+        for index, item in enumerate(stage.incoming):
+            missing = depth - 1 - depths[item.source]
+            if missing and balance == "relay" and item.source != INPUT:
+                chain = _relays(item.source, shapes, depths[item.source], missing)
+                result += [relay for relay in chain if relay.name not in relays]
+                relays |= {relay.name: relay for relay in chain}
+                stage = shifted(stage, index, source=chain[-1].name)
+            elif missing:
+                stage = shifted(stage, index, delay=missing)
+                delayed.append((stage, stage.incoming[index]))
+        result.append(stage)
+    found = [*_relay_cost(list(relays.values())), *_delay_cost(delayed), *_too_long(delayed)]
+    return sorted(result, key=lambda stage: stage.depth), found
+
+
+def _relays(source: str, shapes: dict[str, tuple[int, ...]], depth: int, count: int) -> list[Stage]:
+    """Return `count` relays in a row after `source`."""
+    chain = []
+    operator, before = as_operator(identity(shapes[source])), source
+    for step in range(1, count + 1):
+        name = f"{source}_relay{step}"
+        while name in shapes:
+            name += "_"
+        incoming = connection(f"{name}_in", source, before, operator)
+        bias = np.zeros((1,) * len(shapes[source]))
+        chain.append(Stage(name, shapes[source], (incoming,), bias, None, True, depth + step))
+        before = name
+    return chain
+
+
+def synapses(stage: Stage, item: Incoming) -> int:
+    """Return how many synapses an operator has when each is stored for itself, borders included."""
+    if item.kind == "dense":
+        return int(np.count_nonzero(item.weight))
+    return int(np.count_nonzero(item.weight)) * math.prod(stage.shape[1:])
+
+
+def _relay_cost(relays: list[Stage]) -> list[Finding]:
+    if not relays:
+        return []
+    neurons = sum(math.prod(stage.shape) for stage in relays)
+    return [
+        Finding(
+            code="balance",
+            severity="info",
+            node=None,
+            message=f"skip connections are balanced by {len(relays)} relay populations "
+            f"({', '.join(stage.name for stage in relays)}): {neurons} neurons more, with one "
+            "synapse and one axon each",
+            value=float(neurons),
+            remedy="--balance delay uses synaptic delays instead",
+        )
+    ]
+
+
+def _delay_cost(delayed: list[tuple[Stage, Incoming]]) -> list[Finding]:
+    if not delayed:
+        return []
+    count = sum(synapses(stage, item) for stage, item in delayed)
+    graded = [item.name for _, item in delayed if item.source == INPUT]
+    note = f" ({', '.join(graded)}: graded messages, which no relay repeats)" if graded else ""
+    return [
+        Finding(
+            code="balance",
+            severity="info",
+            node=None,
+            message=f"{len(delayed)} connections are balanced by synaptic delays of up to "
+            f"{max(item.delay for _, item in delayed)} steps{note}: up to {count} synapses "
+            "that are stored one by one",
+            value=float(count),
+            remedy="--balance relay uses relay populations where messages are spikes",
+        )
+    ]
+
+
+def _too_long(delayed: list[tuple[Stage, Incoming]]) -> list[Finding]:
+    return [
+        Finding(
+            code="synaptic_delay",
+            severity="error",
+            node=stage.name,
+            message=f"{item.name} skips {item.delay} populations; a synapse waits for at most "
+            f"{LONGEST_DELAY} steps",
+            value=float(item.delay),
+            limit=float(LONGEST_DELAY),
+            remedy="use relays (--balance relay), or shorter skips",
+        )
+        for stage, item in delayed
+        if item.delay > LONGEST_DELAY
+    ]
