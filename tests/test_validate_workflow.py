@@ -350,7 +350,8 @@ def test_other_version_is_not_compared_and_that_is_said(bundle):
     [
         (("loihi2", "integer", None, 17), InputError, "golden set has 16 images"),
         (("loihi2", "intger"), InputError, "did you mean 'integer'"),
-        (("loihi2", "hardware"), EngineError, "needs a board"),
+        (("loihi2", "hardware"), InputError, "needs --command TEMPLATE"),
+        (("loihi2", "recorded"), InputError, "needs --trace FILE"),
         (("loihi1", "integer"), InputError, "are for profile loihi2"),
         (("loihi2", "onnx", None, None, 1.0, "tpu"), InputError, "--device 'tpu'"),
         (("loihi2", "onnx", None, None, 1.0, "cuda"), InputError, "computes on the CPU"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -93,10 +94,30 @@ def validate(
     bundle: Annotated[Path, typer.Argument(help="A bundle.")],
     profile: Profile = "loihi2",
     engine: Annotated[
-        str | None, typer.Option(help="float, integer, onnx or lava; default: the profile's.")
+        str | None,
+        typer.Option(
+            help="float, integer, onnx, lava, hardware or recorded; default: the profile's."
+        ),
     ] = None,
     data: DataOption = None,
     limit: Limit = None,
+    command: Annotated[
+        str | None,
+        typer.Option(
+            "--command",
+            metavar="TEMPLATE",
+            help="What engine hardware runs, without a shell; {bundle}, {trace} and {images} are "
+            "filled in.",
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The trace that engine recorded replays; where engine hardware keeps its own "
+            "(default: BUNDLE.trace.npz beside the bundle).",
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds an engine may take.")] = 900.0,
     device: Device = "auto",
 ) -> None:
@@ -108,13 +129,27 @@ def validate(
     from stars_deploy.workflow.validate import validate as judge
 
     with console.progress() as progress:
-        result = judge(bundle, profile, engine, data, limit, timeout, device, progress)
+        result = judge(
+            bundle, profile, engine, data, limit, timeout, device, progress, command, trace
+        )
     console.emit(result)
     show_validation(result)
+    if command is not None:
+        _say_replay(bundle, profile, data, trace)
     if result["verdict"] != "pass":
         console.complain(f"Error: {result['reason']}")
         raise typer.Exit(ParityError.exit_code)
     next_step(f"open {bundle / 'report.html'} in a browser")
+
+
+def _say_replay(bundle: Path, profile: str, data: str | None, trace: Path | None) -> None:
+    """Say where the trace of a run is, and what judges it again without the board."""
+    from stars_deploy.workflow.board import trace_file
+
+    file = str(trace_file(bundle) if trace is None else trace)
+    words = ["stars-deploy", "validate", str(bundle), "--profile", profile, "--engine", "recorded"]
+    words += ["--trace", file, *([] if data is None else ["--data", data])]
+    console.say(f"Trace: {file}; the same verdict without the board: {shlex.join(words)}")
 
 
 def register(app: typer.Typer) -> None:

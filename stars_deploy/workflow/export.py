@@ -42,7 +42,7 @@ GOLDEN_SEED = 0
 #: Scripts that run a target without this package, and what they need.
 KITS = {
     "onnx": ("run_onnx.py", "requirements-onnx.txt"),
-    "loihi": ("run_lava.py", "requirements-lava.txt"),
+    "loihi": ("run_lava.py", "requirements-lava.txt", "hil/hil_run.py", "hil/README.md"),
 }
 Json = dict[str, Any]
 
@@ -116,6 +116,7 @@ def _write_targets(
         write_loihi(graph, profile, folder)
     for target in targets:
         for name in KITS.get(target, ()):
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(asset("export", name), folder / name)
 
 

@@ -20,7 +20,7 @@ from stars_deploy.simulate.recording import Engine
 from stars_deploy.targets.bundle import read_golden
 from stars_deploy.validate.counts import state_of
 from stars_deploy.validate.document import engine_json
-from stars_deploy.validate.engines import NEEDS, build_engine, check_engine_name
+from stars_deploy.validate.engines import NEEDS, build_engine, require_runnable
 from stars_deploy.workflow.export import write_loihi, write_onnx
 from stars_deploy.workflow.samples import Samples, golden_part, golden_samples, load_samples
 from stars_deploy.workflow.setting import batch_size, default_engine, resolve_device
@@ -50,7 +50,7 @@ def simulate(
     """
     chosen = load_profile(profile)
     name = default_engine(chosen) if engine is None else engine
-    check_engine_name(name)
+    require_runnable(name)
     opened = open_source(source)
     samples = samples_of(opened, data, limit)
     with tempfile.TemporaryDirectory(prefix="stars-deploy.") as folder:
