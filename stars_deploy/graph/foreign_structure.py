@@ -106,11 +106,15 @@ def renamed(graph: nir.NIRGraph, notes: list[Note]) -> nir.NIRGraph:
 def fitted(graph: nir.NIRGraph, notes: list[Note]) -> nir.NIRGraph:
     """Return `graph` with full-shape parameters and shapes without the batch axis.
 
-    The input's shape is taken as it is; where that does not fit, without a leading 1.
+    The input's shape is taken as it is; with four axes, or where it does not fit, without a
+    leading 1.
     Raises: GraphError naming the first node whose input does not fit.
     """
     declared = input_shape(graph)
-    starts = [declared, declared[1:]] if declared[:1] == (1,) and len(declared) > 1 else [declared]
+    starts = [declared]
+    if len(declared) > 1 and declared[0] == 1:
+        # An image has three axes: with four, the first is no doubt the batch.
+        starts.insert(0 if len(declared) > 3 else 1, declared[1:])
     failures: list[GraphError] = []
     for start in starts:
         found: list[Note] = []
@@ -124,8 +128,7 @@ def fitted(graph: nir.NIRGraph, notes: list[Note]) -> nir.NIRGraph:
             notes.append(Note("batch_axis", input_name(graph), message))
         notes += found
         return nir.NIRGraph(nodes, list(graph.edges), metadata=graph.metadata, type_check=False)
-    # An image has three axes: of two readings, the one that makes an image explains more.
-    raise failures[-1] if len(declared) > 3 else failures[0]
+    raise failures[0]
 
 
 def _fitted_nodes(graph: nir.NIRGraph, start: Shape, notes: list[Note]) -> dict[str, nir.NIRNode]:

@@ -83,7 +83,7 @@ def inferred_dt(nodes: Mapping[str, nir.NIRNode], notes: list[Note]) -> float:
 
 def _hints(node: nir.NIRNode) -> Iterator[tuple[Any, Any]]:
     """Yield (dt, r) per parameter pair, for values that can be divided."""
-    pairs = {
+    pairs: dict[type, list[tuple[str | None, str]]] = {
         nir.LIF: [("tau", "r")],
         nir.LI: [("tau", "r")],
         nir.IF: [(None, "r")],

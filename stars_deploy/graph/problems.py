@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import nir
@@ -129,7 +130,7 @@ def _structure(graph: nir.NIRGraph) -> Iterator[Problem]:
         if count > 1:
             yield Problem("edge", edge[0], f"edge to {edge[1]} occurs {count} times", "keep one")
     for check in (input_name, output_name, topological_order):
-        yield from problem_of("structure", lambda check=check: check(graph), graph.nodes)
+        yield from problem_of("structure", partial(check, graph), graph.nodes)
     fed = {target for _, target in graph.edges}
     used = {source for source, _ in graph.edges}
     for name, node in graph.nodes.items():

@@ -4,7 +4,8 @@
 
 The graph is what `snntorch.export_nir.export_to_nir` returns. Leaky resets to zero without delay
 (reset_mechanism "zero", reset_delay False), the only reset that NIR has: the exporter does not
-write which one was used. Its type check wants full-shape beta and threshold after a convolution.
+write which one was used. It wants full-shape beta and threshold after a convolution. The order
+of the edges in the file depends on PYTHONHASHSEED.
 """
 
 from pathlib import Path

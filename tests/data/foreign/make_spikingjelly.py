@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from recording import random_images, scale_weights, write_recording
-from spikingjelly.activation_based import base, functional, layer, neuron
+from spikingjelly.activation_based import functional, layer, neuron
 from spikingjelly.activation_based.nir_exchange import export_to_nir
 
 HERE = Path(__file__).parent
@@ -34,10 +34,8 @@ def network():
 
 def run(net, images):
     """Return logits [N, 10] and the output of each spiking layer, [T, N, ...]."""
-    layers = [
-        name for name, module in net.named_children() if isinstance(module, base.MemoryModule)
-    ]
-    layers = [name for name in layers if isinstance(net.get_submodule(name), neuron.BaseNode)]
+    modules = net.named_children()
+    layers = [name for name, module in modules if isinstance(module, neuron.BaseNode)]
     spikes, logits = {name: [] for name in layers}, []
     functional.reset_net(net)
     for _ in range(STEPS):
@@ -59,4 +57,5 @@ if __name__ == "__main__":
         scale_weights(net, lambda: run(net, images)[1])
         logits, spikes = run(net, images)
     export_to_nir(net, torch.zeros(1, 1, 16, 16), HERE / "spikingjelly.nir")
+    spikes = {f"_{name}": train for name, train in spikes.items()}  # as the exporter names nodes
     write_recording(HERE / "spikingjelly.npz", pixels, logits, spikes, ["spikingjelly", "nirtorch"])
