@@ -140,7 +140,7 @@ REFUSALS = {
     "unsupported by the profile": (scale_node, "unsupported", "extra"),
     "unsupported anywhere": (cuba, "unsupported", "lif1"),
     "pool at a border": (border_pool, "pooling", "pool1"),
-    "dangling edge": (lambda g: without(g, "lif1"), "structure", None),
+    "dangling edge": (lambda g: without(g, "lif1"), "structure", "conv1"),
 }
 
 

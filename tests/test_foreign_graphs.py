@@ -259,6 +259,28 @@ def test_a_synapse_without_memory_is_a_lif() -> None:
     assert text.startswith("lif: node type CubaLIF is not supported; use LIF, or tau_syn = dt")
 
 
+def test_norse_is_read_with_the_square_of_its_time_step() -> None:
+    """Norse's node, by its own mapping, against Norse's own step: V += dt tau_mem_inv (X - V)."""
+    import norse.torch as norse
+    import torch
+    from norse.torch.utils.export_nir import _extract_norse_module
+
+    parameters = norse.LIFBoxParameters(
+        tau_mem_inv=torch.tensor(400.0), v_th=torch.tensor(0.3), v_leak=torch.tensor(0.0)
+    )
+    cell = norse.LIFBoxCell(p=parameters, dt=1e-3)
+    theirs = _extract_norse_module(cell, dt=1e-3)
+    lif = nir.LIF(*(np.asarray(getattr(theirs, f)) for f in ("tau", "r", "v_leak", "v_threshold")))
+    pixels, state, spikes = images(), norse.LIFBoxFeedForwardState(torch.zeros(5, 16)), []
+    x = torch.from_numpy(pixels.reshape(5, 16) / 255).float()
+    for _ in range(STEPS):
+        z, state = cell(x, state)
+        spikes.append(z.numpy())
+    assert 0.02 < np.mean(spikes) < 0.6
+    ours = trains(read(small(lif), T=STEPS, dt=1e-6), pixels)["lif"]
+    np.testing.assert_array_equal(ours, np.stack(spikes))
+
+
 # ---- what the file says and what the user says -------------------------------------------------
 
 

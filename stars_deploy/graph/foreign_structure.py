@@ -16,7 +16,7 @@ import nir
 import numpy as np
 
 from stars_deploy.errors import GraphError
-from stars_deploy.graph.geometry import Shape, input_shape, node_shape
+from stars_deploy.graph.geometry import MAX_ELEMENTS, Shape, input_shape, node_shape
 from stars_deploy.graph.order import input_name, sources, targets, topological_order
 from stars_deploy.graph.problems import NAME
 
@@ -149,6 +149,11 @@ def _fitted_nodes(graph: nir.NIRGraph, start: Shape, notes: list[Note]) -> dict[
         else:
             node = _full_shape(name, node, shape, notes)
         nodes[name], shapes[name] = node, node_shape(name, node, shape)
+        # A small file may declare huge layers; they are not spread out in memory.
+        if sum(map(math.prod, shapes.values())) > MAX_ELEMENTS:
+            raise GraphError(
+                f"{name}: the layers up to here put out more than {MAX_ELEMENTS} values"
+            )
     return nodes
 
 
