@@ -206,6 +206,17 @@ def test_float32_time_constants_keep_their_steps() -> None:
     assert (graph.nodes["lif"].tau / metadata_of(graph).dt == 2.0).all()
 
 
+@pytest.mark.parametrize("dt", [1e-3, 1.2345678e-3])
+def test_an_inferred_step_is_the_one_the_exporter_had(dt: float) -> None:
+    graph = chain(
+        ("flat", flat()), ("a", neuron(tau=4.0, r=4.0, dt=dt)),
+        ("b", neuron(tau=2.5, r=2.5, dt=dt)), ("fc", dense()),
+    )  # fmt: skip
+    found = read(graph, T=2)
+    assert metadata_of(found).dt == pytest.approx(dt, rel=1e-12)
+    assert metadata_of(found).gain == "folded"
+
+
 def test_gain_discrete_is_the_factor_of_one_step() -> None:
     """H = V + 1 X - V / 2 with r = 1: what r = 2 means in NIR's equation."""
     one = read(small(neuron(r=1.0)), T=4, dt=DT, gain="discrete")
@@ -372,11 +383,12 @@ def test_the_batch_axis_of_other_tools() -> None:
         assert "batch_axis" in notes(graph, T=3, dt=DT)
     # start_dim 1 is kept where it fits: (3, 4, 4) -> (3, 16).
     conv = nir.Conv2d(None, np.ones((3, 1, 1, 1)), 1, 0, 1, 1, np.zeros(3))
-    graph = chain(
-        ("conv", conv), ("rows", flat(1)), ("lif", neuron((3, 16))), ("flat", flat()),
-        ("fc", dense(48)),
-    )  # fmt: skip
-    assert int(read(graph, T=1, dt=DT).nodes["rows"].start_dim) == 1
+    for shape in ((3, 16), (1,)):
+        graph = chain(
+            ("conv", conv), ("rows", flat(1)), ("lif", neuron(shape)), ("flat", flat()),
+            ("fc", dense(48)),
+        )  # fmt: skip
+        assert int(read(graph, T=1, dt=DT).nodes["rows"].start_dim) == 1
 
 
 def test_names_become_names_of_files() -> None:

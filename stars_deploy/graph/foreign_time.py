@@ -67,7 +67,9 @@ def inferred_dt(nodes: Mapping[str, nir.NIRNode], notes: list[Note]) -> float:
             f"the file does not say how long a time step is, and its neurons disagree: tau / r is "
             f"{listed}; add --dt SECONDS"
         )
-    dt = float(f"{np.median(values):.5g}")
+    exact = float(np.median(hints[0][1]))
+    short = float(f"{exact:.4g}")  # what float32 made of it is not what the exporter was given
+    dt = short if abs(short / exact - 1) < CLOSE / 10 else exact
     gains = {f"{float(g):.5g}" for _, _, gain in hints for g in np.unique(gain)}
     if len(gains) < 2 and not np.isclose(dt, DT, rtol=CLOSE, atol=0):
         raise GraphError(
