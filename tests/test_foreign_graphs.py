@@ -15,7 +15,7 @@ import pytest
 import random_networks
 from test_cli import fails, invoke
 
-from stars_deploy.errors import InputError
+from stars_deploy.errors import GraphError, InputError
 from stars_deploy.graph.canonical import canonical
 from stars_deploy.graph.foreign import Reading, adopt
 from stars_deploy.graph.metadata import DT, GraphMetadata, metadata_of, with_metadata
@@ -487,6 +487,23 @@ def test_a_missing_bias_and_a_slash_in_a_name_are_read(tmp_path: Path) -> None:
     assert ("flat", "block_lif") in found.edges
 
 
+def test_parameters_of_different_shapes_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "net.nir"
+    graph = small(neuron())
+    graph.nodes["flat"].input_type = {"input": np.array((1, 4, 4))}
+    nir.write(path, graph)
+    with h5py.File(path, "r+") as file:
+        del file["node/nodes/lif/v_threshold"]
+        file["node/nodes/lif/v_threshold"] = 0.25
+    found = read(load_graph(path), T=2, dt=DT)
+    np.testing.assert_array_equal(found.nodes["lif"].v_threshold, np.full(16, 0.25))
+    with h5py.File(path, "r+") as file:
+        del file["node/nodes/lif/v_threshold"]
+        file["node/nodes/lif/v_threshold"] = np.ones((3, 1))
+    with pytest.raises(GraphError, match=r"lif: parameters of different.*v_threshold \(3, 1\)"):
+        load_graph(path)
+
+
 # ---- graphs that cannot be run -----------------------------------------------------------------
 
 
@@ -555,3 +572,39 @@ def test_random_images_make_a_population_fire_where_one_of_the_styles_does() -> 
     chosen = lively_images(bright, 6)
     assert FloatEngine(bright).run(chosen).spikes["lif"].any()
     np.testing.assert_array_equal(chosen[:2], lively_images(bright, 2))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tau", np.array(["x"] * 16)),
+        ("tau", np.full(16, np.nan)),
+        ("tau", np.zeros(16)),
+        ("r", np.zeros(16)),
+        ("r", np.full(16, -2.0)),
+        ("r", np.empty(0)),
+        ("v_threshold", np.full((2, 8), 1.0)),
+        ("v_threshold", {"a": 1}),
+    ],
+)
+@pytest.mark.parametrize("kind", [nir.LIF, nir.IF])
+def test_values_that_are_no_numbers_are_problems_not_crashes(
+    kind: Any, field: str, value: Any
+) -> None:
+    if kind is nir.IF and field == "tau":
+        return
+    graph = small(neuron(kind=kind))
+    setattr(graph.nodes["lif"], field, value)
+    for said in ({}, {"dt": DT}, {"dt": DT, "gain": "discrete"}):
+        problems = adopt(graph, Reading(T=2, **said)).problems
+        negative = field == "r" and np.size(value) == 16  # a gain may be 0 or below
+        assert (problems and all(problem.remedy for problem in problems)) or negative
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"T": {"a": 1}}, {"T": "x"}, {"dt": -1.0}, {"mean": "x"}, {"std": 0.0}, {"classes": 3}],
+)
+def test_wrong_metadata_of_another_tool_are_named(metadata: Any) -> None:
+    text = refused(small(neuron(r=2.0), metadata={"T": 2, **metadata}))
+    assert f"graph metadata {next(iter(metadata))!r}" in text

@@ -43,6 +43,14 @@ _REMEDIES = {
     "I": "use LI, or IF where it should spike",
     "Delay": "remove the delay: layers are evaluated without transport time",
 }
+_FIELD_ERRORS = (
+    TypeError,
+    ValueError,
+    OverflowError,
+    AttributeError,
+    IndexError,
+    AssertionError,
+)
 # Fields that hold one array per node, and those of them that must be positive.
 _ARRAYS = ("weight", "bias", "scale", "tau", "r", "v_leak", "v_reset", "v_threshold", "threshold")
 
@@ -100,7 +108,7 @@ def refuse(problems: Sequence[Problem], where: str) -> None:
 def problem_of(code: str, check: Callable[[], Any], nodes: Container[str]) -> list[Problem]:
     """Run `check`; a GraphError becomes a problem, so that no rule is written twice.
 
-    So does what NumPy and Python say of a field that holds anything but the numbers it should.
+    So does what nir, NumPy and Python say of a field that holds anything but what it should.
     """
     try:
         check()
@@ -108,7 +116,7 @@ def problem_of(code: str, check: Callable[[], Any], nodes: Container[str]) -> li
         message, _, remedy = str(problem).rpartition("; ")
         message, remedy = (message, remedy) if message else (remedy, "correct the graph")
         return [Problem(code, _named(message, nodes), message, remedy)]
-    except (TypeError, ValueError, OverflowError, AttributeError, IndexError) as problem:
+    except _FIELD_ERRORS as problem:
         message = f"a field holds something else than expected ({problem})"
         return [Problem(code, None, message, "write the fields as NIR defines them")]
     return []
