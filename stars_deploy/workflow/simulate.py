@@ -13,6 +13,7 @@ import numpy as np
 from stars_deploy import __version__
 from stars_deploy.config.profile import Profile, load_profile
 from stars_deploy.console import Progress, no_progress
+from stars_deploy.graph.foreign import Reading
 from stars_deploy.graph.geometry import output_shapes
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.simulate.energy import CountingEngine, modeled_energy
@@ -39,10 +40,12 @@ def simulate(
     limit: int | None = None,
     device: str = "auto",
     progress: Progress = no_progress,
+    reading: Reading | None = None,
 ) -> Json:
     """Run SOURCE (a run, a bundle or a .nir file) and count accuracy, spikes and modeled energy.
 
-    Targets that the source does not hold for this profile are built in a temporary folder.
+    `reading` says what a graph of another tool leaves open. Targets that the source does not hold
+    for this profile are built in a temporary folder.
 
     Raises:
         InputError: bad source, engine or limit. GraphError, DoesNotFit: the graph cannot be
@@ -51,7 +54,7 @@ def simulate(
     chosen = load_profile(profile)
     name = default_engine(chosen) if engine is None else engine
     require_runnable(name)
-    opened = open_source(source)
+    opened = open_source(source, reading)
     samples = samples_of(opened, data, limit)
     with tempfile.TemporaryDirectory(prefix="stars-deploy.") as folder:
         files = _files(opened, name, chosen, Path(folder))
@@ -113,6 +116,7 @@ def _result(
     return {
         "profile": profile.name,
         "engine": engine_json(engine.info),
+        "notes": [str(note) for note in source.notes],
         "images": samples.source,
         "n": engine.images,
         "accuracy": correct / labelled if labelled else None,
