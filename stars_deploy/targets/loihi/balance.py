@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 
+from stars_deploy.graph.geometry import Shape
 from stars_deploy.graph.linear import as_operator, identity
 from stars_deploy.targets.findings import Finding
 from stars_deploy.targets.loihi.stages import INPUT, Incoming, Stage, connection, shifted
@@ -34,6 +35,7 @@ def balanced(stages: Sequence[Stage], balance: Balance) -> tuple[list[Stage], li
     """
     depths = {INPUT: 0}
     shapes = {stage.name: stage.shape for stage in stages}
+    taken = {*shapes, *(item.name for stage in stages for item in stage.incoming)}
     result: list[Stage] = []
     relays: dict[str, Stage] = {}
     delayed: list[tuple[Stage, Incoming]] = []
@@ -44,7 +46,8 @@ def balanced(stages: Sequence[Stage], balance: Balance) -> tuple[list[Stage], li
         for index, item in enumerate(stage.incoming):
             missing = depth - 1 - depths[item.source]
             if missing and balance == "relay" and item.source != INPUT:
-                chain = _relays(item.source, shapes, depths[item.source], missing)
+                shape = shapes[item.source]
+                chain = _relays(item.source, shape, depths[item.source], missing, taken)
                 result += [relay for relay in chain if relay.name not in relays]
                 relays |= {relay.name: relay for relay in chain}
                 stage = shifted(stage, index, source=chain[-1].name)
@@ -56,26 +59,37 @@ def balanced(stages: Sequence[Stage], balance: Balance) -> tuple[list[Stage], li
     return sorted(result, key=lambda stage: stage.depth), found
 
 
-def _relays(source: str, shapes: dict[str, tuple[int, ...]], depth: int, count: int) -> list[Stage]:
-    """Return `count` relays in a row after `source`."""
+def _relays(source: str, shape: Shape, depth: int, count: int, taken: set[str]) -> list[Stage]:
+    """Return `count` relays in a row after `source`, under names that are not `taken`."""
     chain = []
-    operator, before = as_operator(identity(shapes[source])), source
+    operator, before = as_operator(identity(shape)), source
     for step in range(1, count + 1):
         name = f"{source}_relay{step}"
-        while name in shapes:
+        while name in taken or f"{name}_in" in taken:
             name += "_"
         incoming = connection(f"{name}_in", source, before, operator)
-        bias = np.zeros((1,) * len(shapes[source]))
-        chain.append(Stage(name, shapes[source], (incoming,), bias, None, True, depth + step))
+        bias = np.zeros((1,) * len(shape))
+        chain.append(Stage(name, shape, (incoming,), bias, None, True, depth + step))
         before = name
     return chain
 
 
 def synapses(stage: Stage, item: Incoming) -> int:
-    """Return how many synapses an operator has when each is stored for itself, borders included."""
+    """Return how many synapses an operator has when each is stored for itself.
+
+    A kernel tap has one where it reads a pixel, none where it reads padding.
+    """
     if item.kind == "dense":
         return int(np.count_nonzero(item.weight))
-    return int(np.count_nonzero(item.weight)) * math.prod(stage.shape[1:])
+    rows, columns = (_reads(item, axis, stage.shape[1 + axis]) for axis in (0, 1))
+    return int(np.count_nonzero(item.weight, axis=(0, 1)).ravel() @ np.outer(rows, columns).ravel())
+
+
+def _reads(item: Incoming, axis: int, made: int) -> list[int]:
+    """Return, per kernel tap along an axis, how many of the `made` positions read a pixel."""
+    at = item.stride[axis] * np.arange(made) - item.padding[axis]
+    taps = [at + tap * item.dilation[axis] for tap in range(item.weight.shape[2 + axis])]
+    return [int(((tap >= 0) & (tap < item.given[1 + axis])).sum()) for tap in taps]
 
 
 def _relay_cost(relays: list[Stage]) -> list[Finding]:
@@ -108,8 +122,8 @@ def _delay_cost(delayed: list[tuple[Stage, Incoming]]) -> list[Finding]:
             severity="info",
             node=None,
             message=f"{len(delayed)} connections are balanced by synaptic delays of up to "
-            f"{max(item.delay for _, item in delayed)} steps{note}: up to {count} synapses "
-            "that are stored one by one",
+            f"{max(item.delay for _, item in delayed)} steps{note}: {count} synapses, stored "
+            "one by one",
             value=float(count),
             remedy="--balance relay uses relay populations where messages are spikes",
         )

@@ -76,12 +76,13 @@ def assemble(
     arrays: dict[str, Array] = {"input_table": code.table}
     populations: list[dict[str, Any]] = []
     connections: list[dict[str, Any]] = []
+    taken = {item.name for stage in stages for item in stage.incoming}
     for stage, found, decay in zip(stages, integers, decays, strict=True):
         populations.append(_population(stage, found, decay, metadata.T))
         if found.bias.any():
             arrays[f"b.{stage.name}"] = _stored(found.bias)
         for item, weight in zip(stage.incoming, found.weights, strict=True):
-            for name, part in _parts(item, weight, ranges):
+            for name, part in _parts(item, weight, ranges, taken):
                 key = _kept(arrays, f"w.{name}", part, item.node)
                 connections.append(_connection(stage, item, name, key, bits))
     document = {
@@ -116,11 +117,21 @@ def _stored(bias: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 def _parts(
-    item: Incoming, weight: NDArray[np.int32], ranges: Ranges
+    item: Incoming, weight: NDArray[np.int32], ranges: Ranges, taken: set[str]
 ) -> list[tuple[str, NDArray[np.int32]]]:
-    """Return a connection, or those in parallel that hold its weights together."""
-    parts = parallel_parts(weight, ranges)
-    return [(item.name if i == 1 else f"{item.name}_{i}", part) for i, part in enumerate(parts, 1)]
+    """Return a connection, or those in parallel that hold its weights together.
+
+    The first has the operator's name, the others names that are not `taken`, and take them.
+    """
+    first, *others = parallel_parts(weight, ranges)
+    named = [(item.name, first)]
+    for number, part in enumerate(others, 2):
+        name = f"{item.name}_{number}"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        named.append((name, part))
+    return named
 
 
 def _kept(arrays: dict[str, Array], key: str, weight: NDArray[np.int32], node: str) -> str:

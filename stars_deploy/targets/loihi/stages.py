@@ -54,6 +54,7 @@ class Incoming:
     dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
     delay: int = 0  # steps that messages wait, besides the one of every connection
+    given: Shape = ()  # of the source
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def stages_of(graph: nir.NIRGraph) -> tuple[list[Stage], list[Finding]]:
     values: dict[str, _Value] = {}
     found: list[Finding] = []
     stages: list[Stage] = []
+    taken: set[str] = set()  # names of connections
     for name in topological_order(graph):
         node = graph.nodes[name]
         feeding = sources(graph, name)
@@ -124,14 +126,14 @@ def stages_of(graph: nir.NIRGraph) -> tuple[list[Stage], list[Finding]]:
                 continue
             total = _total(name, [values[source] for source in feeding])
             if isinstance(node, _NEURONS):
-                stages.append(_stage(name, shapes[name], total, node))
+                stages.append(_stage(name, shapes[name], total, node, taken))
                 values[name] = _Value((_Path(name, identity(shapes[name])),))
             elif not isinstance(node, nir.Output):
                 given = shapes[feeding[0]]
                 values[name] = _through(name, node, total, given, shapes[name])
             elif not _is_neuron(total, stages):
                 title = feeding[0] if len(feeding) == 1 else name
-                stages.append(_stage(title, shapes[name], total, None))
+                stages.append(_stage(title, shapes[name], total, None, taken))
         except _Refused as problem:
             found.append(problem.finding)
     found += [item for stage in stages for part in stage.incoming for item in _fields(part)]
@@ -216,8 +218,11 @@ def _inexact(name: str, path: _Path, problem: GraphError) -> Finding:
     )
 
 
-def _stage(name: str, shape: Shape, total: _Value, neuron: Any) -> Stage:
+def _stage(name: str, shape: Shape, total: _Value, neuron: Any, taken: set[str]) -> Stage:
     """Make the operators of a population explicit and give the connections their names."""
+    if name == INPUT:
+        message = f"a population cannot be called {INPUT!r}, which stands for the image"
+        raise _Refused(Finding("structure", "error", name, message, remedy="rename the node"))
     if len(shape) not in (1, 3):
         message = f"holds neurons of shape {shape}; populations are maps [C, H, W] or vectors [N]"
         remedy = "write a map [C, L] as [C, 1, L], with Conv2d instead of Conv1d"
@@ -228,8 +233,8 @@ def _stage(name: str, shape: Shape, total: _Value, neuron: Any) -> Stage:
             operator = as_operator(path.linear)
         except GraphError as problem:
             raise _Refused(_inexact(name, path, problem)) from None
-        taken = {item.name for item in incoming}
         incoming.append(_named(name, path, operator, taken))
+        taken.add(incoming[-1].name)
     bias = np.zeros(shape) if total.constant is None else total.constant.reshape(shape)
     return Stage(name, shape, tuple(incoming), _per_channel(bias), neuron)
 
@@ -242,11 +247,14 @@ def _per_channel(bias: Reals) -> Reals:
 
 
 def _named(name: str, path: _Path, operator: LinearMap, taken: set[str]) -> Incoming:
-    """Return an operator as a connection, named after the last node on its path."""
+    """Return an operator as a connection, named after the last node on its path.
+
+    A node that leads to several populations, or to one from several, names each connection's ends.
+    """
     node = path.nodes[-1] if path.nodes else name
     title = node if path.nodes else f"{name}_from_{path.source}"
-    if title in taken:
-        title = f"{title}_from_{path.source}"
+    for end in (f"_from_{path.source}", f"_to_{name}"):
+        title += end if title in taken else ""
     while title in taken:
         title += "_"
     return connection(title, node, path.source, operator)
@@ -256,7 +264,7 @@ def connection(name: str, node: str, source: str, operator: LinearMap) -> Incomi
     """Return an explicit operator as a connection whose groups Lava can hold."""
     assert operator.weight is not None
     if operator.window is None:
-        return Incoming(name, node, source, "dense", operator.weight)
+        return Incoming(name, node, source, "dense", operator.weight, given=operator.given)
     groups, kernel, window = operator.groups, operator.weight, operator.window
     if groups == 1:
         groups = find_groups(kernel)
@@ -266,7 +274,16 @@ def connection(name: str, node: str, source: str, operator: LinearMap) -> Incomi
         fewer = max(g for g in range(1, FIELD_LIMIT + 1) if groups % g == 0)
         kernel, groups = compact_kernel(expand_kernel(kernel, groups), fewer), fewer
     return Incoming(
-        name, node, source, "conv", kernel, window.stride, window.padding, window.dilation, groups
+        name,
+        node,
+        source,
+        "conv",
+        kernel,
+        window.stride,
+        window.padding,
+        window.dilation,
+        groups,
+        given=operator.given,
     )
 
 
