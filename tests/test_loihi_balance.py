@@ -174,6 +174,37 @@ def test_delays_end_at_62_steps():
     assert analyse(deep(64), LOIHI2, "relay").network is not None
 
 
+@pytest.mark.parametrize("balance", ["relay", "delay"])
+def test_an_image_that_skips_too_much_is_not_advised_to_use_relays(balance):
+    graph = deep(63)
+    edges = [*graph.edges, ("input", "side"), ("side", "lif63")]
+    nodes = {**graph.nodes, "side": conv(np.random.default_rng(1), 1, 1, 2, kernel=1)}
+    late = nir.NIRGraph(nodes, edges, metadata=graph.metadata, type_check=False)
+    found = [item for item in analyse(late, LOIHI2, balance).findings if item.severity == "error"]
+    assert [(item.code, item.value) for item in found] == [("synaptic_delay", 63)]
+    assert "relays (" not in found[0].remedy and "shorter skips" in found[0].remedy
+
+
+def wide(neurons):
+    """A vector of neurons whose spikes skip a layer."""
+    rng = np.random.default_rng(0)
+    fcs = [nir.Linear(np.ones((n, m))) for n, m in ((neurons, 4), (2, neurons), (2, neurons))]
+    nodes = {"flat": networks.flatten((1, 2, 2)), "fc1": fcs[0], "lif1": lif((neurons,))}
+    nodes |= {"fc2": fcs[1], "lif2": lif((2,)), "side": fcs[2], "lif3": lif((2,))}
+    nodes |= {"fc3": nir.Linear(rng.normal(size=(2, 2))), "fc": nir.Linear(np.ones((3, 2)))}
+    edges = "input flat,flat fc1,fc1 lif1,lif1 fc2,fc2 lif2,lif2 fc3,fc3 lif3,lif1 side,side lif3"
+    return graph_of(nodes, [*edges.split(","), "lif3 fc", "fc output"], shape=(1, 2, 2))
+
+
+def test_a_relay_of_a_vector_is_a_matrix_and_too_large_ones_are_refused():
+    network = lower(wide(5), LOIHI2)
+    np.testing.assert_array_equal(network.arrays["w.lif1_relay1_in"], np.eye(5))
+    refused = analyse(wide(2049), LOIHI2)
+    (found,) = [item for item in refused.findings if item.severity == "error"]
+    assert (found.code, found.node, found.value, found.limit) == ("relay", "lif1", 2049, 2048)
+    assert analyse(wide(2049), LOIHI2, "delay").network is not None
+
+
 def test_relays_do_not_take_names_that_are_in_use():
     """A neuron called lif1_relay1 and a connection called lif1_relay2_in exist already."""
     graph = networks.long_skip()

@@ -19,8 +19,9 @@ from typing import Literal
 
 import numpy as np
 
+from stars_deploy.errors import GraphError
 from stars_deploy.graph.geometry import Shape
-from stars_deploy.graph.linear import as_operator, identity
+from stars_deploy.graph.linear import LARGEST_MATRIX, as_operator, identity
 from stars_deploy.targets.findings import Finding
 from stars_deploy.targets.loihi.stages import INPUT, Incoming, Stage, connection, shifted
 
@@ -39,6 +40,7 @@ def balanced(stages: Sequence[Stage], balance: Balance) -> tuple[list[Stage], li
     result: list[Stage] = []
     relays: dict[str, Stage] = {}
     delayed: list[tuple[Stage, Incoming]] = []
+    found: list[Finding] = []
     for stage in stages:
         depth = 1 + max((depths[item.source] for item in stage.incoming), default=0)
         depths[stage.name] = depth
@@ -47,7 +49,11 @@ def balanced(stages: Sequence[Stage], balance: Balance) -> tuple[list[Stage], li
             missing = depth - 1 - depths[item.source]
             if missing and balance == "relay" and item.source != INPUT:
                 shape = shapes[item.source]
-                chain = _relays(item.source, shape, depths[item.source], missing, taken)
+                try:
+                    chain = _relays(item.source, shape, depths[item.source], missing, taken)
+                except GraphError:
+                    found.append(_too_wide(item.source, math.prod(shape)))
+                    continue
                 result += [relay for relay in chain if relay.name not in relays]
                 relays |= {relay.name: relay for relay in chain}
                 stage = shifted(stage, index, source=chain[-1].name)
@@ -55,7 +61,7 @@ def balanced(stages: Sequence[Stage], balance: Balance) -> tuple[list[Stage], li
                 stage = shifted(stage, index, delay=missing)
                 delayed.append((stage, stage.incoming[index]))
         result.append(stage)
-    found = [*_relay_cost(list(relays.values())), *_delay_cost(delayed), *_too_long(delayed)]
+    found += [*_relay_cost(list(relays.values())), *_delay_cost(delayed), *_too_long(delayed)]
     return sorted(result, key=lambda stage: stage.depth), found
 
 
@@ -72,6 +78,19 @@ def _relays(source: str, shape: Shape, depth: int, count: int, taken: set[str]) 
         chain.append(Stage(name, shape, (incoming,), bias, None, True, depth + step))
         before = name
     return chain
+
+
+def _too_wide(source: str, neurons: int) -> Finding:
+    """A relay of a vector is a matrix, which is stored as a whole."""
+    return Finding(
+        code="relay",
+        severity="error",
+        node=source,
+        message=f"a relay of its {neurons} neurons needs a matrix of {neurons} x {neurons}",
+        value=float(neurons),
+        limit=float(math.isqrt(LARGEST_MATRIX)),
+        remedy="use synaptic delays (--balance delay)",
+    )
 
 
 def synapses(stage: Stage, item: Incoming) -> int:
@@ -140,7 +159,9 @@ def _too_long(delayed: list[tuple[Stage, Incoming]]) -> list[Finding]:
             f"{LONGEST_DELAY} steps",
             value=float(item.delay),
             limit=float(LONGEST_DELAY),
-            remedy="use relays (--balance relay), or shorter skips",
+            remedy="use shorter skips: no relay repeats the messages of the image"
+            if item.source == INPUT
+            else "use relays (--balance relay), or shorter skips",
         )
         for stage, item in delayed
         if item.delay > LONGEST_DELAY
