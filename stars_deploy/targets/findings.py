@@ -19,6 +19,7 @@ LIMIT_CODES = frozenset(
         "cores",
         "synaptic_memory",
         "input_axons",
+        "synaptic_delay",
     }
 )
 
