@@ -9,7 +9,7 @@ import typer
 
 from stars_deploy import console
 from stars_deploy.cli.base import command, next_step
-from stars_deploy.cli.tables import show_findings, show_simulation, show_validation
+from stars_deploy.cli.tables import show_findings, show_placement, show_simulation, show_validation
 
 Source = Annotated[Path, typer.Argument(help="A run, a bundle or a .nir file.")]
 Profile = Annotated[str, typer.Option(help="Hardware profile: a name or a TOML file.")]
@@ -45,16 +45,26 @@ def export(
 
 
 @command
-def check(source: Source, profile: Profile = "loihi2") -> None:
-    """List everything in a graph that a chip cannot hold or compute, at once.
+def check(
+    source: Source,
+    profile: Profile = "loihi2",
+    picture: Annotated[
+        Path | None, typer.Option(help="PNG to draw the cores into, by layer.")
+    ] = None,
+) -> None:
+    """List everything in a graph that a chip cannot hold or compute, and where its layers lie.
 
-    Example: stars-deploy check bundle --profile loihi1
+    Example: stars-deploy check bundle --profile loihi2 --picture cores.png
     """
     from stars_deploy.workflow.check import check as find
 
-    result = find(source, profile)
+    result = find(source, profile, picture)
     console.emit(result)
+    show_placement(result)
     show_findings(result["findings"])
+    if picture is not None:
+        missing = f"Nothing could be placed: {picture} is not written."
+        console.say(f"Picture: {picture}" if result["picture"] else missing)
     if result["exit_code"]:
         raise typer.Exit(result["exit_code"])
     console.say(f"{source} fits profile {profile}.")

@@ -13,7 +13,7 @@ are zero throughout hold none). A dense matrix is stored in full. Synapses with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from itertools import count
 from typing import Any
@@ -32,7 +32,8 @@ from stars_deploy.simulate.placement_search import (
     Stored,
     best_grid,
     demand_of,
-    neuron_needs,
+    largest,
+    single,
     whole,
 )
 from stars_deploy.simulate.placement_types import (
@@ -75,7 +76,7 @@ def place(document: Json, arrays: Mapping[str, Array], profile: Profile) -> Plac
         links[target].append(link_of(entry, weight, source, shapes[target], limits.shares))
     grids, demands, misfits = _tile(shapes, links, profile)
     routes = _routes(links, grids, populations)
-    cores = iter(count())
+    cores: Iterator[int] = count()
     if not limits.splits:
         assigned, unplaced = assign_cores({name: demands[name] for name in populations}, limits)
         misfits += unplaced
@@ -111,17 +112,13 @@ def _tile(
             grids[name] = whole(shapes[name])
             demands[name] = padded_demand(demand, links[name], stored, limits)
             axons = {item: bound for item, bound in known.items() if item.endswith("axons")}
-            misfits += neuron_misfits(name, _largest(demands[name], grids[name]), axons)
+            misfits += neuron_misfits(name, largest(demands[name], grids[name]), axons)
             continue
-        found = neuron_misfits(name, neuron_needs(demand), known)
+        found = neuron_misfits(name, largest(demand, single(shapes[name])), known)
         kept = {item: bound for item, bound in known.items() if item not in _names(found)}
         grids[name], demands[name] = best_grid(demand, kept), demand
         misfits += found
     return grids, demands, misfits
-
-
-def _largest(demand: Demand, starts: Starts) -> dict[str, int]:
-    return {name: int(needs.max()) for name, needs in demand.per_core(starts).items()}
 
 
 def _names(misfits: Sequence[Misfit]) -> set[str]:
@@ -168,7 +165,12 @@ def _routes(
 
 
 def _population(
-    entry: Json, shape: Shape3, starts: Starts, demand: Demand, cores: Any, profile: Profile
+    entry: Json,
+    shape: Shape3,
+    starts: Starts,
+    demand: Demand,
+    cores: Iterator[int],
+    profile: Profile,
 ) -> PlacedPopulation:
     needs = demand.per_core(starts)
     ends = [np.append(first[1:], size) for first, size in zip(starts, shape, strict=True)]
@@ -178,11 +180,22 @@ def _population(
     for box in np.ndindex(*(len(first) for first in starts)):
         core = next(cores)
         chip, local = divmod(core, per_chip) if per_chip else (0, core)
-        ranges = [(int(starts[i][box[i]]), int(ends[i][box[i]])) for i in range(3)]
+        channels, rows, columns = (
+            (int(starts[axis][block]), int(ends[axis][block])) for axis, block in enumerate(box)
+        )
         parts.append(
             Part(
-                core, chip, local, local // mesh[2] if mesh else None, *ranges,
-                **{name: int(values[box]) for name, values in needs.items()},
+                core=core,
+                chip=chip,
+                core_on_chip=local,
+                tile=local // mesh[2] if mesh else None,
+                channels=channels,
+                rows=rows,
+                columns=columns,
+                neurons=int(needs["neurons"][box]),
+                synaptic_memory_bit=int(needs["synaptic_memory_bit"][box]),
+                input_axons=int(needs["input_axons"][box]),
+                output_axons=int(needs["output_axons"][box]),
             )
-        )  # fmt: skip
+        )
     return PlacedPopulation(str(entry["name"]), entry["node"], shape, tuple(parts))

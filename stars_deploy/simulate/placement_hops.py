@@ -105,13 +105,13 @@ def _sent(
 ) -> Iterator[Reals]:
     """Yield for every part of the source its messages to each part of the target."""
     terms = [
-        (sign, *(axis.astype(np.float64) for axis in product))
+        (sign, [axis.astype(np.float64) for axis in product])
         for sign, product in union(route.reads)
     ]
     for part in source.parts:
         c, h, w = slice(*part.channels), slice(*part.rows), slice(*part.columns)
         sent = np.zeros(len(target.parts))
-        for sign, channels, rows, columns in terms:
+        for sign, (channels, rows, columns) in terms:
             summed = np.tensordot(channels[:, c], counts[c, h, w], 1)  # [blocks of C, H, W]
             sent += sign * (rows[:, h] @ summed @ columns[:, w].T).reshape(-1)
         yield sent

@@ -73,12 +73,10 @@ def _convolution(
     per_pair = taps.any(axis=(2, 3))  # [O, I / groups]
     if entry["kind"] != SPARSE:
         taps = np.broadcast_to(per_pair[:, :, None, None], weight.shape)
-    axes = [
-        _positions(made[1 + i], given[1 + i], weight.shape[2 + i], entry, i) for i in range(2)
-    ]
+    axes = [_positions(made[1 + i], given[1 + i], weight.shape[2 + i], entry, i) for i in range(2)]
     used = taps.any(axis=(0, 1))
-    rows = axes[0][:, used.any(axis=1)].any(axis=1)
-    columns = axes[1][:, used.any(axis=0)].any(axis=1)
+    rows = np.logical_or.reduce(axes[0][:, used.any(axis=1)], axis=1)
+    columns = np.logical_or.reduce(axes[1][:, used.any(axis=0)], axis=1)
     reads = (_channels(per_pair, int(entry["groups"]), given[0]), rows, columns)
     stored = taps.sum(axis=1, dtype=np.int64)  # [O, KH, KW]
     if shares and entry["kind"] != SPARSE:
@@ -105,9 +103,7 @@ def _channels(per_pair: Array, groups: int, inputs: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _sparse_matrix(
-    entry: Mapping[str, Any], weight: Array, given: Shape3, made: Shape3
-) -> Link:
+def _sparse_matrix(entry: Mapping[str, Any], weight: Array, given: Shape3, made: Shape3) -> Link:
     used = (weight != 0).reshape(*made, *given)
     reads = tuple(
         used.any(axis=tuple(other for other in range(6) if other not in (axis, 3 + axis)))

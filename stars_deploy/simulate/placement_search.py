@@ -2,7 +2,8 @@
 
 A population (C, H, W) is cut into equal blocks of channels, rows and columns; every box is one
 core. Of all such grids whose fullest core stays inside the limits, the one with the fewest cores
-is taken, and among these the one whose cores listen to the fewest neurons in all.
+is taken, among these the one whose cores listen to the fewest neurons in all, and among these the
+one that stores the fewest copies of a kernel; rows are cut before columns.
 """
 
 from __future__ import annotations
@@ -98,13 +99,17 @@ def best_grid(demand: Demand, limits: Mapping[str, int]) -> Starts:
         needs = demand.per_core(starts)
         if all(int(needs[name].max()) <= limit for name, limit in limits.items()):
             return starts
-    return _starts(demand.shape, (1, 1, 1))
+    return single(demand.shape)
 
 
-def neuron_needs(demand: Demand) -> dict[str, int]:
-    """Return the most that a single neuron takes of every resource."""
-    needs = demand.per_core(_starts(demand.shape, (1, 1, 1)))
-    return {name: int(values.max()) for name, values in needs.items()}
+def largest(demand: Demand, starts: Starts) -> dict[str, int]:
+    """Return what the fullest core of a grid takes of every resource."""
+    return {name: int(values.max()) for name, values in demand.per_core(starts).items()}
+
+
+def single(shape: Shape3) -> Starts:
+    """Return the grid of one neuron a box."""
+    return _starts(shape, (1, 1, 1))
 
 
 def whole(shape: Shape3) -> Starts:
@@ -113,7 +118,7 @@ def whole(shape: Shape3) -> Starts:
 
 
 def _candidates(demand: Demand, limits: Mapping[str, int]) -> Iterator[tuple[int, int, int]]:
-    """Yield block sizes that may fit, fewest cores first, then fewest input axons in all."""
+    """Yield block sizes that may fit, fewest cores first, then fewest input axons, then fewest copies of kernels."""
     axes = [_block_sizes(size) for size in demand.shape]
     cores = _outer(*(-(-size // axis) for size, axis in zip(demand.shape, axes, strict=True)))
     possible = np.ones(cores.shape, bool)
@@ -140,7 +145,9 @@ def _candidates(demand: Demand, limits: Mapping[str, int]) -> Iterator[tuple[int
             possible &= most <= limits["input_axons"]
     chosen = np.argwhere(possible)
     where = tuple(chosen.T)
-    for index in np.lexsort((total[where], cores[where])):
+    # The first block of each axis is all of it: boxes of a map, and boxes of a row.
+    copies, columns = (np.broadcast_to(one, cores.shape) for one in (cores[0], cores[0, 0]))
+    for index in np.lexsort((columns[where], copies[where], total[where], cores[where])):
         c, h, w = chosen[index]
         yield int(axes[0][c]), int(axes[1][h]), int(axes[2][w])
 

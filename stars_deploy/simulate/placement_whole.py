@@ -16,7 +16,7 @@ import numpy as np
 
 from stars_deploy.config.profile_limits import Limits
 from stars_deploy.simulate.placement_links import Counts, Link
-from stars_deploy.simulate.placement_search import Demand, Starts, Stored, whole
+from stars_deploy.simulate.placement_search import Demand, Starts, Stored, largest, whole
 from stars_deploy.simulate.placement_types import Misfit
 
 
@@ -64,10 +64,7 @@ def assign_cores(demands: Mapping[str, Demand], limits: Limits) -> tuple[list[in
     A largest matching of populations and cores, by augmenting paths; populations without a core
     that holds them get numbers past the last one.
     """
-    needs = {
-        name: {item: int(values.max()) for item, values in demand.per_core(whole(demand.shape)).items()}
-        for name, demand in demands.items()
-    }  # fmt: skip
+    needs = {name: largest(demand, whole(demand.shape)) for name, demand in demands.items()}
     sizes = _sizes(limits, len(needs))
     names = list(needs)
     held = {
@@ -101,7 +98,9 @@ def _sizes(limits: Limits, populations: int) -> list[tuple[int, int]]:
     return one_chip * chips
 
 
-def _augment(name: str, held: Mapping[str, list[int]], owner: dict[int, str], seen: set[int]) -> bool:
+def _augment(
+    name: str, held: Mapping[str, list[int]], owner: dict[int, str], seen: set[int]
+) -> bool:
     """Give `name` a core, moving others to another of theirs where that is needed."""
     for core in held[name]:
         if core in seen:
