@@ -421,8 +421,8 @@ def test_no_grid_of_equal_blocks_takes_fewer_cores(built, limits):
 
     if not fits(_starts(shapes["b"], (1, 1, 1))):
         return
-    grids = [_starts(shapes["b"], sizes)
-             for sizes in itertools.product(*(range(1, side + 1) for side in shapes["b"]))]  # fmt: skip
+    sizes = itertools.product(*(range(1, side + 1) for side in shapes["b"]))
+    grids = [_starts(shapes["b"], one) for one in sizes]
     fewest = min(np.prod([len(axis) for axis in grid]) for grid in grids if fits(grid))
     best = best_grid(demand, known)
     assert fits(best) and np.prod([len(axis) for axis in best]) == fewest
@@ -454,6 +454,6 @@ def test_s_resnet19_needs_more_than_one_chip():
 
 def test_without_sharing_every_synapse_is_stored():
     document, arrays = s_resnet20()
-    shared = place(document, arrays, chip(**{"neurons_per_core": 8192}))
-    single = place(document, arrays, chip(False, **{"neurons_per_core": 8192}))
+    shared = place(document, arrays, chip(neurons_per_core=8192))
+    single = place(document, arrays, chip(False, neurons_per_core=8192))
     assert single.totals()["synaptic_memory_bit"] > 50 * shared.totals()["synaptic_memory_bit"]

@@ -118,7 +118,7 @@ def whole(shape: Shape3) -> Starts:
 
 
 def _candidates(demand: Demand, limits: Mapping[str, int]) -> Iterator[tuple[int, int, int]]:
-    """Yield block sizes that may fit, fewest cores first, then fewest input axons, then fewest copies of kernels."""
+    """Yield block sizes that may fit, the best first."""
     axes = [_block_sizes(size) for size in demand.shape]
     cores = _outer(*(-(-size // axis) for size, axis in zip(demand.shape, axes, strict=True)))
     possible = np.ones(cores.shape, bool)

@@ -138,8 +138,8 @@ def _draw_chip(
         fills.append(Rectangle((x, y + 1 - share), 1, share))
         shades.append(tuple(colour))
         if numbered:
-            axes.text(x + 0.5, y + 0.5, str(index + 1), ha="center", va="center", fontsize=6,
-                      color=_LINE if share > 0.55 else _INK)  # fmt: skip
+            axes.text(x + 0.5, y + 0.27, str(index + 1), ha="center", va="center", fontsize=6,
+                      color=_LINE if share > 0.85 else _INK)  # fmt: skip
     axes.add_collection(PatchCollection(squares, facecolors=faces, edgecolors="none"))
     axes.add_collection(PatchCollection(fills, facecolors=shades, edgecolors="none"))
     axes.add_collection(
