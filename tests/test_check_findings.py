@@ -10,6 +10,7 @@ import random_networks
 import slow_loihi
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lowered_shapes import Document
 
 from stars_deploy.config.profile import load_profile, parse_profile
 from stars_deploy.errors import DoesNotFit, GraphError
@@ -222,6 +223,20 @@ def test_too_many_cores_say_what_would_hold_the_network():
     assert "loihi2-kapoho-point (960 cores) holds it" in cores.remedy
     assert "halve the channels of lif1" in cores.remedy
     assert "convolution_sharing" not in cores.remedy  # it is declared already
+
+
+def test_a_system_that_is_too_small_is_not_recommended():
+    """128 channels of 256x256 are 1024 cores of 8192 neurons: more than Kapoho Point has."""
+    from stars_deploy.simulate.placement import place
+    from stars_deploy.validate.placement import placement_findings
+
+    built = Document((1, 256, 256))
+    built.conv("input", "a", 128, kernel=1)
+    placement = place(built.document, built.arrays, LOIHI2)
+    found = placement_findings(placement, built.document, built.arrays, LOIHI2)
+    (cores,) = [item for item in found if item.code == "cores"]
+    assert cores.value == 1024 and "hala-point (140544 cores) holds it" in cores.remedy
+    assert "kapoho" not in cores.remedy
 
 
 def test_sharing_is_offered_where_it_is_not_declared():

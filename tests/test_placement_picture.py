@@ -40,6 +40,18 @@ def test_every_population_has_its_colour_and_its_share(tmp_path):
     ] * 4
 
 
+def test_a_core_is_filled_up_to_its_share(tmp_path):
+    (colour,) = _colours(1)
+    areas = []
+    for held in (20, 40):  # full, half full
+        built = Document((4,))
+        built.dense("input", "a", 20)
+        profile = chip(neurons_per_core=held, cores_per_chip=1)
+        draw_placement(placed(built, profile), profile.limits, tmp_path / f"{held}.png")
+        areas.append(shows(tmp_path / f"{held}.png", colour))
+    assert 0.4 < areas[1] / areas[0] < 0.8  # the legend's patch is the same in both
+
+
 def test_many_chips_are_drawn_and_more_are_left_out(tmp_path):
     document, arrays = s_resnet19()
     kapoho = load_profile("loihi2-kapoho-point")
