@@ -2,10 +2,11 @@
 
 Where memory is addressed in powers of two (SynSense's DYNAP-CNN cores; sinabs, memory_summary):
 
-    kernel words = I 2^(ceil(log2(KH KW)) + ceil(log2 O)),   neuron words = C 2^(ceil(log2 H) + ceil(log2 W))
+    kernel words = I 2^(ceil(log2(KH KW)) + ceil(log2 O))
+    neuron words = C 2^(ceil(log2 H) + ceil(log2 W))
 
 A matrix is a convolution whose kernel covers the map.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
