@@ -19,7 +19,11 @@ LIMIT_CODES = frozenset(
         "cores",
         "synaptic_memory",
         "input_axons",
+        "output_axons",
+        "neurons",
+        "destinations",
         "synaptic_delay",
+        "convolution_limit",
     }
 )
 

@@ -19,6 +19,7 @@ from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.simulate.energy import CountingEngine, modeled_energy
 from stars_deploy.simulate.recording import Engine
 from stars_deploy.targets.bundle import read_golden
+from stars_deploy.targets.loihi import Balance, balance_named, lower
 from stars_deploy.validate.counts import state_of
 from stars_deploy.validate.document import engine_json
 from stars_deploy.validate.engines import NEEDS, build_engine, require_runnable
@@ -41,23 +42,24 @@ def simulate(
     device: str = "auto",
     progress: Progress = no_progress,
     reading: Reading | None = None,
+    balance: str = "relay",
 ) -> Json:
     """Run SOURCE (a run, a bundle or a .nir file) and count accuracy, spikes and modeled energy.
 
     `reading` says what a graph of another tool leaves open. Targets that the source does not hold
-    for this profile are built in a temporary folder.
+    for this profile are built in a temporary folder, `balance` (relay or delay) says how.
 
     Raises:
         InputError: bad source, engine or limit. GraphError, DoesNotFit: the graph cannot be
         lowered to the profile. DataError, EngineError.
     """
-    chosen = load_profile(profile)
+    chosen, way = load_profile(profile), balance_named(balance)
     name = default_engine(chosen) if engine is None else engine
     require_runnable(name)
     opened = open_source(source, reading)
     samples = samples_of(opened, data, limit)
     with tempfile.TemporaryDirectory(prefix="stars-deploy.") as folder:
-        files = _files(opened, name, chosen, Path(folder))
+        files = _files(opened, name, chosen, way, Path(folder))
         place = resolve_device(name, device)
         runner = CountingEngine(build_engine(name, opened.graph, files, place, LAVA_TIMEOUT_S))
         correct = _run(runner, opened.graph, samples, progress)
@@ -74,14 +76,14 @@ def samples_of(source: Source, data: str | None, limit: int | None) -> Samples:
     return golden_samples(source.graph, limit or DEFAULT_IMAGES, run)
 
 
-def _files(source: Source, engine: str, profile: Profile, folder: Path) -> Path:
+def _files(source: Source, engine: str, profile: Profile, balance: Balance, folder: Path) -> Path:
     """Return a folder with the files that `engine` needs, built from the graph if need be."""
     bundle = source.bundle
     held = bundle is not None and all(bundle.has(name) for name in NEEDS[engine])
     if engine in ("integer", "lava"):
         if bundle is not None and held and bundle.manifest["profile"] == profile.name:
             return bundle.path
-        write_loihi(source.graph, profile, folder)
+        write_loihi(lower(source.graph, profile, balance), folder)
     elif engine == "onnx":
         if bundle is not None and held:
             return bundle.path
