@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import numpy as np
 from stars_deploy import __version__
 from stars_deploy.config.profile import Profile, load_profile
 from stars_deploy.console import Progress, no_progress
+from stars_deploy.files import read_json
 from stars_deploy.graph.geometry import output_shapes
 from stars_deploy.graph.metadata import metadata_of
-from stars_deploy.simulate.energy import CountingEngine, modeled_energy
+from stars_deploy.simulate.energy import modeled
+from stars_deploy.simulate.energy_activity import CountingEngine
+from stars_deploy.simulate.energy_events import Relay, relays_of
 from stars_deploy.simulate.recording import Engine
 from stars_deploy.targets.bundle import read_golden
 from stars_deploy.validate.counts import state_of
@@ -56,9 +60,11 @@ def simulate(
     with tempfile.TemporaryDirectory(prefix="stars-deploy.") as folder:
         files = _files(opened, name, chosen, Path(folder))
         place = resolve_device(name, device)
-        runner = CountingEngine(build_engine(name, opened.graph, files, place, LAVA_TIMEOUT_S))
+        judged = build_engine(name, opened.graph, files, place, LAVA_TIMEOUT_S)
+        runner = CountingEngine(judged, opened.graph)
         correct = _run(runner, opened.graph, samples, progress)
-    return _result(opened, chosen, runner, samples, correct)
+        relays = relays_in(files)
+    return _result(opened, chosen, runner, samples, correct, relays)
 
 
 def _samples(source: Source, data: str | None, limit: int | None) -> Samples:
@@ -106,9 +112,9 @@ def _result(
     engine: CountingEngine,
     samples: Samples,
     counted: tuple[int, int],
+    relays: Sequence[Relay],
 ) -> Json:
     labelled, correct = counted
-    energy = profile.energy
     return {
         "profile": profile.name,
         "engine": engine_json(engine.info),
@@ -116,11 +122,15 @@ def _result(
         "n": engine.images,
         "accuracy": correct / labelled if labelled else None,
         "layers": _layers(source.graph, engine),
-        "energy": (
-            modeled_energy(source.graph, engine.spikes, engine.images, energy) if energy else []
-        ),
+        "energy": modeled(source.graph, engine.activity, profile, relays),
         "tool_version": __version__,
     }
+
+
+def relays_in(folder: Path) -> list[Relay]:
+    """Return the relays of the lowered network in `folder`; none where there is none."""
+    path = folder / "loihi" / "network.json"
+    return relays_of(read_json(path)) if path.is_file() else []
 
 
 def _layers(graph: nir.NIRGraph, engine: CountingEngine) -> list[Json]:

@@ -11,7 +11,8 @@ from stars_deploy.config.profile import load_profile
 from stars_deploy.console import Progress, no_progress
 from stars_deploy.errors import InputError, RecipeError
 from stars_deploy.files import json_text, read_json, sha256, write_texts
-from stars_deploy.simulate.energy import CountingEngine, modeled_energy
+from stars_deploy.simulate.energy import modeled
+from stars_deploy.simulate.energy_activity import CountingEngine
 from stars_deploy.targets.findings import Finding
 from stars_deploy.validate import document
 from stars_deploy.validate.card import card_text
@@ -22,6 +23,7 @@ from stars_deploy.validate.report import report_html
 from stars_deploy.validate.selfcheck import golden_findings
 from stars_deploy.workflow.comparisons import COMPARISONS, Outcome
 from stars_deploy.workflow.setting import Setting, open_setting
+from stars_deploy.workflow.simulate import relays_in
 
 Json = dict[str, Any]
 
@@ -45,7 +47,7 @@ def validate(
     Raises: BundleError, InputError, EngineError; nothing is written then.
     """
     setting = open_setting(bundle, profile, engine, data, limit, timeout, device)
-    target = CountingEngine(setting.build(setting.engine))
+    target = CountingEngine(setting.build(setting.engine), setting.graph)
     findings = _self_check(setting, progress)
     total = len(setting.samples.images)
     outcome = COMPARISONS[setting.engine](
@@ -104,8 +106,8 @@ def _result(
     training = document.training_json(
         setting.training, samples.source, len(samples.images), reached
     )
-    energy = setting.profile.energy
-    modeled = modeled_energy(setting.graph, target.spikes, target.images, energy) if energy else []
+    relays = relays_in(bundle.path)
+    energy = modeled(setting.graph, target.activity, setting.profile, relays)
     present = set(bundle.manifest["sha256"])
     return {
         "schema": 1,
@@ -117,7 +119,7 @@ def _result(
         "training": training,
         "images": samples.source,
         **outcome.parity,
-        "energy": modeled,
+        "energy": energy,
         "tolerances": outcome.rule,
         "findings": document.findings_json([*findings, *notes]),
         "also": outcome.also,
