@@ -2,7 +2,8 @@
 
     python benchmarks/synops_neurobench.py [--rates R ...] [--steps T]
 
-It takes two minutes, most of them to build NeuroBench's own environment (with torch).
+It takes three minutes and builds NeuroBench's own environment first, with a torch of its own
+(several GB where none is cached).
 
 NeuroBench counts, layer by layer, a pass through a copy of the layer whose weights are 0 or 1:
 Effective_ACs where all inputs are spikes, Effective_MACs where they are not (the image, at every
@@ -39,7 +40,6 @@ LAYERS = ("conv1", "conv2", "fc")
 
 def ask(graph: nir.NIRGraph, images: np.ndarray[Any, Any]) -> dict[str, Any]:
     """What NeuroBench counts in the same network on the same images, per image."""
-    # NeuroBench imports torchaudio, of which not every version of torch has one.
     python = outside_python(f"neurobench-{NEUROBENCH}", f"neurobench=={NEUROBENCH}")
     metadata = metadata_of(graph)
     arrays: dict[str, Any] = {"steps": np.array(metadata.T)}

@@ -52,7 +52,7 @@ class Student(nn.Module):
 
 
 def counted(data):
-    """Per image, once for the whole network and once for every layer alone."""
+    """Operations and spikes per image, by NeuroBench and by the layers themselves."""
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     model = Student(data)

@@ -13,6 +13,7 @@ import pytest
 import random_networks as networks
 from hypothesis import given, settings
 
+from stars_deploy.cli.tables import show_simulation
 from stars_deploy.config.profile import load_profile
 from stars_deploy.graph.geometry import output_shapes
 from stars_deploy.graph.metadata import DT, GraphMetadata, metadata_of, with_metadata
@@ -22,9 +23,12 @@ from stars_deploy.simulate.energy_activity import Activity, CountingEngine
 from stars_deploy.simulate.energy_counts import ann_macs, depths, fan_out, populations, synapses
 from stars_deploy.simulate.energy_events import Relay, events_of, relays_of
 from stars_deploy.simulate.energy_latency import bounds, placed
+from stars_deploy.simulate.operators import operator_of
 from stars_deploy.simulate.reference import FloatEngine
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+SANAFE_COLUMNS = ("synaptic_operations", "spikes", "active_updates", "messages_in")
 
 
 def lif(shape):
@@ -213,7 +217,7 @@ def test_latency_by_hand():
     assert "11 cores" in rows["latency"]["source"] and "latency_least" not in rows
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(graph=networks.graphs(blocks=2))
 def test_any_placement_lies_between_the_bounds(graph):
     seen, profile = counted(graph, 2).activity, load_profile("loihi2")
@@ -232,43 +236,37 @@ def counted(graph, images):
     return counting
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(graph=networks.graphs(blocks=2, steps=(1, 4)))
 def test_synaptic_operations_are_those_of_every_spike_and_synapse(graph):
     """Each spike is pushed alone through the operators behind it, with weight 1 on all synapses."""
     counting = counted(graph, 1)
     events = events_of(graph, counting.activity, False)
     operations = {p.name: p.synaptic_operations for p in events.populations}
-    names = populations(graph)
-    sources = ["input", *names[:-1]]
-    for source, target in zip(sources, names, strict=True):
-        shape = output_shapes(graph)[source]
+    shapes, names = output_shapes(graph), populations(graph)
+    for source, target in itertools.pairwise(["input", *names]):
+        behind = {at: reached(graph, source, at, shapes) for at in np.ndindex(shapes[source])}
         for step in range(metadata_of(graph).T):
-            train = (
-                np.ones(shape, bool)
-                if source == "input"
-                else counting.activity.spikes[source][step] > 0
-            )
-            expected = sum(
-                reached(graph, source, at) for at in zip(*np.nonzero(train), strict=True)
-            )
+            sent = np.ones(shapes[source])
+            if source != "input":
+                sent = counting.activity.spikes[source][step]
+            expected = sum(count for at, count in behind.items() if sent[at] > 0)
             assert operations[target][step] == expected
 
 
-def reached(graph, source, at):
+def reached(graph, source, at, shapes):
     """Count the synapses of one element, following it node by node and tap by tap."""
     frontier, node = {at: 1}, source
     while True:
-        (node,) = [b for a, b in graph.edges if a == node]
+        before = node
+        (node,) = [b for a, b in graph.edges if a == before]
         kind = graph.nodes[node]
         if isinstance(kind, (nir.LIF, nir.Output)):
             return sum(frontier.values())
-        frontier = stepped(kind, frontier, output_shapes(graph)[node], graph, node)
+        frontier = stepped(kind, frontier, shapes[before], shapes[node])
 
 
-def stepped(kind, frontier, shape, graph, node):
-    (before,) = [a for a, b in graph.edges if b == node]
-    given_shape = output_shapes(graph)[before]
+def stepped(kind, frontier, given_shape, shape):
     if isinstance(kind, nir.Flatten):
         return {(int(np.ravel_multi_index(at, given_shape)),): n for at, n in frontier.items()}
     if isinstance(kind, nir.Affine):
@@ -293,7 +291,7 @@ def stepped(kind, frontier, shape, graph, node):
     return made
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(graph=networks.graphs(blocks=2, steps=(1, 5)))
 def test_active_updates_are_those_of_neurons_with_something_to_compute(graph):
     """Without biases: recomputed from membrane potentials, which are zero only where all is."""
@@ -325,8 +323,6 @@ def charges(graph, recording):
             fields = {"weight": full, "bias": np.zeros_like(node.bias)}
             ones[name] = type(node)(**{**{f: getattr(node, f) for f in own(node)}, **fields})
     names, found = populations(graph), {}
-    from stars_deploy.simulate.operators import operator_of
-
     for source, target in itertools.pairwise(names):
         x, node = recording.spikes[source].astype(float), source
         while True:
@@ -355,6 +351,27 @@ def test_biases_and_input_keep_neurons_active():
     assert counted(silent, 3).activity.active["output"].tolist() == [0, 0]
     silent.nodes["fc"].bias[1] = 0.5
     assert counted(silent, 3).activity.active["output"].tolist() == [3, 3]
+
+
+def test_integrators_are_the_read_out_or_send_graded_messages():
+    integrator = nir.LI(tau=np.full(3, 2 * DT), r=np.ones(3), v_leak=np.zeros(3))
+    graph = small()
+    graph.nodes["li"] = integrator
+    graph.edges = [edge for edge in graph.edges if edge[0] != "fc"]
+    behind = [("fc", "li"), ("li", "output")]
+    last = nir.NIRGraph(graph.nodes, [*graph.edges, *behind], graph.metadata, type_check=False)
+    last = with_metadata(last, metadata_of(small()))
+    assert populations(last) == ["lif1", "li"] and depths(last) == {"lif1": 1, "li": 2}
+    nodes = {**graph.nodes, "more": nir.Affine(np.ones((3, 3)), np.zeros(3))}
+    behind = [("fc", "li"), ("li", "more"), ("more", "output")]
+    inner = nir.NIRGraph(nodes, [*graph.edges, *behind], type_check=False)
+    inner = with_metadata(inner, metadata_of(small()))
+    inner.nodes["conv1"].weight[:] = 0  # so that the integrators get nothing
+    seen = counted(inner, 2).activity
+    assert seen.active["output"].tolist() == [6, 6] and seen.active["li"].tolist() == [0, 0]
+    events = {p.name: p for p in events_of(inner, seen, False).populations}
+    assert events["output"].synaptic_operations.tolist() == [9, 9]
+    assert events["li"].messages.tolist() == [3, 3]
 
 
 def test_an_identity_shortcut_is_one_synapse_a_neuron():
@@ -453,6 +470,37 @@ def test_neurobench_counted_the_same_operations():
             equal = row["ours"] == pytest.approx(row["neurobench"])
             # It leaves zero weights out; a pruned network has them.
             assert equal == (name != "operations_on_spikes" or run["pruned"] == 0), name
+
+
+def test_the_page_says_what_the_results_say():
+    page = (ROOT / "docs" / "energy.md").read_text()
+    for run in result("energy_sanafe")["runs"]:
+        counts = run["counts"].values()
+        sums = [sum(part[key]["ours"] for part in counts) for key in SANAFE_COLUMNS]
+        own = run["energy_constants_of_sanafe_in_sanafe"]["total"]
+        energies = f"{own['ours_nj']:.1f} | {own['sanafe_nj']:.1f}"
+        assert f"| {' | '.join(f'{x:,}' for x in sums)} | {energies} |" in page
+    for run in result("synops_neurobench")["runs"]:
+        counts = run["counts_per_image"]
+        both = counts["operations_on_spikes"]
+        less = counts["operations_on_spikes_without_zero_weights"]["ours"]
+        row = f"{both['ours']:,.1f} | {less:,.1f} | {both['neurobench']:,.1f}"
+        assert f"| {100 * run['pruned']:.0f} % | {row} |" in page
+    for constant in MAC_PJ.values():
+        assert f"{constant.value:g} pJ" in page
+
+
+def test_the_table_keeps_sources_apart(capsys):
+    rows = modeled(small(), activity(small()), load_profile("loihi2"))
+    layers = [{"name": "lif1", "neurons": 32, "rate": 0.1, "spikes": 5}]
+    engine = {"name": "float", "version": "1", "kind": "simulated"}
+    result = {"engine": engine, "accuracy": None, "n": 1, "layers": layers, "energy": rows}
+    show_simulation(result)
+    shown = capsys.readouterr().err
+    assert "Modeled energy and latency" in shown and "ratio_to_ann_int8" in shown
+    assert shown.count("Source: constants of the first Loihi (Davies") == 1
+    show_simulation({**result, "energy": []})
+    assert "Modeled" not in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -13,13 +13,21 @@ from numpy.typing import NDArray
 
 from stars_deploy.graph.geometry import output_shapes
 from stars_deploy.graph.metadata import metadata_of
-from stars_deploy.graph.order import SPIKING, input_name, sources, topological_order
+from stars_deploy.graph.order import (
+    SPIKING,
+    input_name,
+    sources,
+    spiking_nodes,
+    topological_order,
+)
 from stars_deploy.simulate.energy_counts import links, populations
 from stars_deploy.simulate.operators import Operator, operator_of
 from stars_deploy.simulate.recording import Engine, EngineInfo, Recording, Spikes
 
 Array = NDArray[Any]
 Counts = NDArray[np.int64]
+
+_CHUNK_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,8 @@ class ActiveRule:
     At step t a neuron is active if a synaptic event reaches it, if it has a bias other than zero,
     or if it still holds charge: it was active at t - 1 and did not spike then (a spike resets it
     to zero). A neuron that rests at another value than zero is always active. All other updates
-    are idle: the neuron is looked up and left as it is. Input messages are events at every step.
+    are idle: the neuron is looked up and left as it is. Graded messages, which the input and
+    neurons that do not spike send, are events at every step.
     """
 
     def __init__(self, graph: nir.NIRGraph) -> None:
@@ -90,11 +99,19 @@ class ActiveRule:
         self._shapes = output_shapes(graph)
         self._populations = populations(graph)
         self._order = topological_order(graph)
+        values = sum(int(np.prod(shape)) for shape in self._shapes.values())
+        self._chunk = max(1, _CHUNK_BYTES // (8 * self._steps * values))  # images at once
         self._operators = _event_operators(graph)
-        quiet = {n: np.zeros((1, 1, *self._shapes[n])) for n in self._populations}
+        self._graded = {
+            name: np.ones((1, 1, *self._shapes[name]))
+            for name in self._populations
+            if not isinstance(graph.nodes[name], SPIKING)
+        }
+        quiet = {name: np.zeros((1, 1, *self._shapes[name])) for name in spiking_nodes(graph)}
         resting = {name: _rests_charged(graph.nodes[name]) for name in self._populations}
-        wanted = set(graph.nodes)
-        reached = self._reached(quiet, wanted)
+        # Behind integrators, which are the read-out themselves, the output node is no neuron.
+        wanted = {*self._operators, *self._populations}
+        reached = self._reached({**self._graded, **quiet}, wanted)
         self._always = {name: array[0, 0] | resting[name] for name, array in reached.items()}
         open_ = [name for name in self._populations if not self._always[name].all()]
         self._wanted = _before(graph, open_, {input_name(graph), *self._populations})
@@ -105,17 +122,17 @@ class ActiveRule:
         Args:
             feed: spikes [T, N, ...] that the next layers received instead of `spikes`.
         """
-        whole = {n: a.size * images for n, a in self._always.items() if a.all()}
-        counts = {n: np.full(self._steps, size, np.int64) for n, size in whole.items()}
-        if len(counts) < len(self._populations):
-            # Only spiking nodes send events; a read-out is nobody's source.
-            quiet = {n: np.zeros((1, 1, *self._shapes[n])) for n in self._populations}
-            sent: dict[str, Array] = {**quiet, **spikes, **feed}
-            reached = self._reached(sent, self._wanted)
-            for name in self._populations:
-                if name not in counts:
-                    train = spikes.get(name)
-                    counts[name] = self._held(name, reached[name], train, images)
+        counts = {
+            name: np.full(self._steps, always.size * images if always.all() else 0, np.int64)
+            for name, always in self._always.items()
+        }
+        for start in range(0, images, self._chunk) if self._wanted else ():
+            part = slice(start, min(start + self._chunk, images))
+            own = {name: train[:, part] for name, train in spikes.items()}
+            fed = {name: train[:, part] for name, train in feed.items()}
+            reached = self._reached({**self._graded, **own, **fed}, self._wanted)
+            for name, arrived in reached.items():
+                counts[name] += self._held(name, arrived, own.get(name), part.stop - part.start)
         return counts
 
     def _held(self, name: str, reached: Array, train: Array | None, images: int) -> Counts:
@@ -137,14 +154,17 @@ class ActiveRule:
         values: dict[str, Array] = {start: np.ones((1, 1, *self._shapes[start]))}
         reached = {}
         for name in self._order:
-            if name in self._populations:
-                values[name] = np.asarray(sent[name], np.float64)
             if name == start or name not in wanted:
                 continue
-            x: Array = sum((values[source] for source in sources(self._graph, name)), np.zeros(()))
+            # A population's value is what it sent.
+            given = [
+                values[source] if source in values else np.asarray(sent[source], np.float64)
+                for source in sources(self._graph, name)
+            ]
+            x: Array = sum(given[1:], given[0])
             if name in self._populations:
                 reached[name] = x > 0
-            elif name in self._operators:
+            else:
                 values[name] = self._operators[name](x)
         return reached
 

@@ -79,7 +79,8 @@ def events_of(
     """Return what one image costs in events.
 
     synaptic_operations_p[t] = sum over sources s of sum_i spikes_s[t, i] * synapses_{s -> p}[i],
-    where every input value sends one message at each step, unless the host replaces the input.
+    where every input value, and every neuron that does not spike but drives synapses, sends one
+    graded message at each step; the host may replace the input.
     """
     steps, shapes, order = metadata_of(graph).T, output_shapes(graph), depths(graph)
     image = input_name(graph)
@@ -92,8 +93,7 @@ def events_of(
             host += int(count.sum()) if on_host else 0
             operations[target] += 0 if on_host else int(count.sum())
         else:
-            train = activity.spikes[source].reshape(steps, -1)
-            operations[target] += (train @ count.reshape(-1)) / activity.images
+            operations[target] += _sent(activity, source, count.shape, steps) @ count.reshape(-1)
     found = [
         PopulationEvents(
             name=name,
@@ -101,20 +101,27 @@ def events_of(
             depth=order[name],
             synaptic_operations=operations[name],
             active=activity.active[name] / activity.images,
-            messages=_messages(activity, name, steps),
+            messages=(
+                _sent(activity, name, shapes[name], steps).sum(axis=1)
+                if any(source == name for source, _ in links)
+                else np.zeros(steps)
+            ),
         )
         for name in order
     ]
-    found += [_relayed(item, _messages(activity, item.origin, steps)) for item in relays]
+    found += [
+        _relayed(item, _sent(activity, item.origin, shapes[item.origin], steps).sum(axis=1))
+        for item in relays
+    ]
     return Events(tuple(found), 0 if on_host else pixels, host)
 
 
-def _messages(activity: Activity, name: str, steps: int) -> Reals:
-    """Return spikes per step; none from a read-out."""
+def _sent(activity: Activity, name: str, shape: tuple[int, ...], steps: int) -> Reals:
+    """Return [T, neurons]: messages per image; a neuron that does not spike sends one a step."""
     if name not in activity.spikes:
-        return np.zeros(steps)
-    total: Reals = activity.spikes[name].reshape(steps, -1).sum(axis=1) / activity.images
-    return total
+        return np.ones((steps, math.prod(shape)))
+    sent: Reals = activity.spikes[name].reshape(steps, -1) / activity.images
+    return sent
 
 
 def _relayed(relay: Relay, spikes: Reals) -> PopulationEvents:
