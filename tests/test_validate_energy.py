@@ -21,7 +21,13 @@ from stars_deploy.graph.order import spiking_nodes
 from stars_deploy.simulate.energy import MAC_PJ, modeled
 from stars_deploy.simulate.energy_activity import Activity, CountingEngine
 from stars_deploy.simulate.energy_counts import ann_macs, depths, fan_out, populations, synapses
-from stars_deploy.simulate.energy_events import Relay, events_of, relays_of
+from stars_deploy.simulate.energy_events import (
+    Events,
+    PopulationEvents,
+    Relay,
+    events_of,
+    relays_of,
+)
 from stars_deploy.simulate.energy_latency import bounds, placed
 from stars_deploy.simulate.operators import operator_of
 from stars_deploy.simulate.reference import FloatEngine
@@ -215,6 +221,25 @@ def test_latency_by_hand():
     rows = by_name(modeled(small(), seen, profile, cores={"lif1": 10, "output": 1}))
     assert rows["latency"]["value"] == pytest.approx(placement.first_ns / 1000)
     assert "11 cores" in rows["latency"]["source"] and "latency_least" not in rows
+
+
+def test_an_image_meets_the_steps_of_its_neighbours():
+    """T = 3 and L = 2: T + L steps are no whole rounds, so it matters which they are."""
+
+    def population(name, depth, operations):
+        nothing = np.zeros(3)
+        return PopulationEvents(name, 0, depth, np.array(operations), nothing, nothing)
+
+    first, second = population("a", 1, [10.0, 20.0, 30.0]), population("b", 2, [1.0, 2.0, 4.0])
+    profile = load_profile("loihi2")
+    least, most = bounds(Events((first, second), 0, 0), profile.timing, profile.limits)
+    # While a does step 0 of an image, b does the last step of the image before.
+    chip = [10 + 4, 20 + 1, 30 + 2]
+    assert most.interval_ns == pytest.approx(3.5 * sum(chip) + 3 * 465)
+    # Messages are sent in the last step of the image before; the answer comes after step 1 + 2.
+    passed = [chip[2], *chip, chip[0]]
+    assert most.first_ns == pytest.approx(3.5 * sum(passed) + 5 * 465)
+    assert least.first_ns == pytest.approx(3.5 * sum(passed) / 120 + 5 * 113)
 
 
 @settings(max_examples=6, deadline=None)
