@@ -65,9 +65,18 @@ def show_simulation(result: Json) -> None:
 
 
 def _show_energy(energy: Sequence[Json]) -> None:
-    rows = [(e["name"], e["value"], e["unit"], e["kind"], e["source"]) for e in energy]
-    if rows:
-        console.show("Energy", ("quantity", "value", "unit", "kind", "source"), rows)
+    """One row per quantity; the sources, which many share, stand below the table."""
+    if not energy:
+        return
+    parts = [(row, *row["source"].partition("; ")) for row in energy]
+    rows = [
+        (row["name"], row["value"], row["unit"], how, row.get("confidence", "-"))
+        for row, how, _, _source in parts
+    ]
+    columns = ("quantity", "value", "unit", "how", "confidence")
+    console.show("Modeled energy and latency, none of it measured", columns, rows)
+    for source in dict.fromkeys(source for _, _, _, source in parts if source):
+        console.say(f"Source: {source}")
 
 
 def show_validation(result: Json) -> None:
@@ -81,6 +90,7 @@ def show_validation(result: Json) -> None:
             f"Accuracy: reference {_percent(accuracy['reference'])}, "
             f"target {_percent(accuracy['target'])}"
         )
+    _show_energy(result["energy"])
     show_findings(result["findings"])
     for missing in result["engines_not_run"]:
         console.say(f"Not run: {missing['name']} ({missing['reason']})")

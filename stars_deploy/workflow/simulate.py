@@ -16,7 +16,7 @@ from stars_deploy.console import Progress, no_progress
 from stars_deploy.graph.foreign import Reading
 from stars_deploy.graph.geometry import output_shapes
 from stars_deploy.graph.metadata import metadata_of
-from stars_deploy.simulate.energy import CountingEngine, modeled_energy
+from stars_deploy.simulate.energy_activity import CountingEngine
 from stars_deploy.simulate.recording import Engine
 from stars_deploy.targets.bundle import read_golden
 from stars_deploy.targets.loihi import Balance, balance_named, lower
@@ -24,6 +24,7 @@ from stars_deploy.validate.counts import state_of
 from stars_deploy.validate.document import engine_json
 from stars_deploy.validate.engines import NEEDS, build_engine, require_runnable
 from stars_deploy.workflow.export import write_loihi, write_onnx
+from stars_deploy.workflow.modeling import deployed, energy_rows
 from stars_deploy.workflow.samples import Samples, golden_part, golden_samples, load_samples
 from stars_deploy.workflow.setting import batch_size, default_engine, resolve_device
 from stars_deploy.workflow.sources import Source, open_source
@@ -61,9 +62,11 @@ def simulate(
     with tempfile.TemporaryDirectory(prefix="stars-deploy.") as folder:
         files = _files(opened, name, chosen, way, Path(folder))
         place = resolve_device(name, device)
-        runner = CountingEngine(build_engine(name, opened.graph, files, place, LAVA_TIMEOUT_S))
+        judged = build_engine(name, opened.graph, files, place, LAVA_TIMEOUT_S)
+        runner = CountingEngine(judged, opened.graph)
         correct = _run(runner, opened.graph, samples, progress)
-    return _result(opened, chosen, runner, samples, correct)
+        energy = energy_rows(opened.graph, runner, chosen, deployed(files, chosen))
+    return _result(opened, chosen, runner, samples, correct, energy)
 
 
 def samples_of(source: Source, data: str | None, limit: int | None) -> Samples:
@@ -112,9 +115,9 @@ def _result(
     engine: CountingEngine,
     samples: Samples,
     counted: tuple[int, int],
+    energy: list[Json],
 ) -> Json:
     labelled, correct = counted
-    energy = profile.energy
     return {
         "profile": profile.name,
         "engine": engine_json(engine.info),
@@ -123,9 +126,7 @@ def _result(
         "n": engine.images,
         "accuracy": correct / labelled if labelled else None,
         "layers": _layers(source.graph, engine),
-        "energy": (
-            modeled_energy(source.graph, engine.spikes, engine.images, energy) if energy else []
-        ),
+        "energy": energy,
         "tool_version": __version__,
     }
 
