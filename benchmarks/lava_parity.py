@@ -74,7 +74,7 @@ class Builder:
         self.add("output", nir.Output({"output": np.array((10,))}), "fc")
         channels = self.nodes["input"].input_type["input"][0]
         metadata = GraphMetadata(T=STEPS, mean=(0.5,) * channels, std=(0.25,) * channels)
-        graph = nir.NIRGraph(self.nodes, [*self.edges, ("fc", "output")], type_check=False)
+        graph = nir.NIRGraph(self.nodes, self.edges, type_check=False)
         return lively(with_metadata(graph, metadata))
 
 
