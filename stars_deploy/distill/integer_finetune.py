@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from stars_deploy.config.recipe import Recipe
 from stars_deploy.console import Progress, no_progress
 from stars_deploy.distill.integer_twin import IntegerTwin, messages_of
-from stars_deploy.distill.kd import feature_loss, kd_loss
+from stars_deploy.distill.kd import kd_loss
 from stars_deploy.distill.randomness import make_rng
 from stars_deploy.errors import TrainingDiverged
 from stars_deploy.networks.base import Network
@@ -41,13 +40,11 @@ def train_integers(
     table: NDArray[np.int32],
     recipe: Recipe,
     settings: Settings,
-    gains: Sequence[Tensor] = (),
     progress: Progress = no_progress,
 ) -> list[dict[str, Any]]:
     """Train `network` in place on uint8 images `pool` [N, C, H, W]; return lines of metrics.
 
-    The loss is that of the recipe's distillation, kd_loss + kd.feature * feature_loss, the latter
-    only with `gains` per neuron layer. Adam under a cosine schedule that ends at 0.
+    The loss is kd_loss at the recipe's kd.tau; Adam under a cosine schedule that ends at 0.
 
     Args:
         table: messages of every pixel value [C, 256].
@@ -68,12 +65,9 @@ def train_integers(
             group["lr"] = lr
         images = augment(pixels, recipe.data.crop_padding, recipe.data.flip, rng)
         with torch.no_grad():
-            goal = teacher.taps(to_input(images, recipe.data, device))
+            goal = teacher(to_input(images, recipe.data, device))
         found = network(messages_of(images, table).to(device))
-        loss = response = kd_loss(found.logits, goal.logits, recipe.kd.tau)
-        if recipe.kd.feature > 0 and gains:
-            spikes = list(found.spikes.values())
-            loss = response + recipe.kd.feature * feature_loss(spikes, goal.activations, gains)
+        loss = kd_loss(found.logits, goal, recipe.kd.tau)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingDiverged(
@@ -86,12 +80,11 @@ def train_integers(
         optimizer.step()
         progress("fine-tune the integers", update + 1, settings.updates)
         if update % LOG_EVERY == 0 or update == settings.updates - 1:
-            agree = found.logits.detach().argmax(1) == goal.logits.argmax(1)
+            agree = found.logits.detach().argmax(1) == goal.argmax(1)
             lines.append(
                 {
                     "update": update,
                     "loss": value,
-                    "kd": float(response.detach()),
                     "agreement": float(agree.float().mean()),
                     "lr": lr,
                 }

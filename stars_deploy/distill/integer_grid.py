@@ -16,24 +16,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from stars_deploy.distill.integer_paths import (
+    NEURONS,
+    is_free,
+    is_power,
+    operators_of,
+    path_into,
+    require_known,
+)
 from stars_deploy.errors import GraphError
-from stars_deploy.graph.geometry import window_of
 from stars_deploy.graph.metadata import metadata_of
-from stars_deploy.graph.order import input_name, sources, targets, topological_order
+from stars_deploy.graph.order import topological_order
 
 Reals = NDArray[np.float64]
 DECAY_ONE = 4096  # decays are multiples of 1/4096
-LINEAR = (nir.Conv2d, nir.Affine, nir.Linear)
-NEURONS = (nir.LIF, nir.IF)
-_POOLS = (nir.AvgPool2d, nir.SumPool2d)
-_KNOWN = (nir.Input, nir.Output, nir.Flatten, *LINEAR, *NEURONS, *_POOLS)
 
 
 @dataclass(frozen=True)
@@ -92,15 +95,15 @@ def on_grid(
     Raises:
         GraphError: a node, or an order of nodes, whose weights cannot be put on a grid one by one.
     """
-    _require_known(graph)
+    require_known(graph)
     dt = metadata_of(graph).dt
     nodes = dict(graph.nodes)
     grids: dict[str, Grid] = {}
     scales: dict[str, float] = {}
 
     def place(name: str, neurons: _Neurons) -> None:
-        for operator in _operators(graph, name):
-            share, graded = _path_into(graph, operator)
+        for operator in operators_of(graph, name):
+            share, graded = path_into(graph, operator)
             unit = 1 / (neurons.power * neurons.gain)
             step = unit / share * (k if graded else 1.0)
             grid = Grid(step, unit, high, bias_high, neurons.threshold, graded)
@@ -113,12 +116,12 @@ def on_grid(
     for name in topological_order(graph):
         node = graph.nodes[name]
         if isinstance(node, NEURONS):
-            free = _is_free(graph, name)
+            free = is_free(graph, name)
             neurons = _Neurons.of(name, node, populations[name], free, dt)
             nodes[name], scales[name] = neurons.node, neurons.power
             place(name, neurons)
         elif isinstance(node, nir.Output):
-            operators = _operators(graph, name)
+            operators = operators_of(graph, name)
             if operators and readout is not None:
                 power = _best_power(graph, operators, readout.scale, high)
                 scales[name] = power
@@ -143,9 +146,13 @@ class _Neurons:
     ) -> _Neurons:
         r, v_threshold = _first(node.r), _first(node.v_threshold)
         decay = given.decay or DECAY_ONE  # IF neurons add their input as it is
-        before = r * decay / DECAY_ONE
-        after = before if not free else decay / DECAY_ONE if _is_power(decay) else 1.0
-        if not _is_power(after):
+        before = after = r * decay / DECAY_ONE
+        if free and is_power(decay):
+            r, after = 1.0, decay / DECAY_ONE
+        elif free:
+            decay, r = _unit_gain(decay)
+            after = 1.0
+        if not is_power(after):
             raise GraphError(
                 f"{name}: its input gain is {after:g}, and it takes spikes without weights, or "
                 "shares an operator; their weight is exact for gains of 1, 1/2, 1/4 only: "
@@ -156,12 +163,25 @@ class _Neurons:
         threshold = max(1, round((given.scale if free else power) * v_threshold))
         change = (threshold / power / v_threshold if free else 1.0) * before / after
         fields = {
-            "r": np.full(np.shape(node.r), after / (decay / DECAY_ONE)),
+            "r": np.full(np.shape(node.r), r),
             "v_threshold": np.full(np.shape(node.v_threshold), threshold / power),
         }
         if isinstance(node, nir.LIF):
             fields["tau"] = np.full(np.shape(node.tau), dt * (DECAY_ONE / decay))
         return cls(dataclasses.replace(node, **fields), power, after, change, threshold)
+
+
+def _unit_gain(decay: int) -> tuple[int, float]:
+    """Return r with r dv / 4096 = 1 in floats, and dv: for 6 % of all dv only a neighbour has one.
+
+    Such a neighbour, 1/4096 away, is trained with, so that the difference does no harm.
+    """
+    for near in (decay, decay + 1, decay - 1, decay + 2, decay - 2):
+        r = DECAY_ONE / near
+        for item in (r, float(np.nextafter(r, np.inf)), float(np.nextafter(r, 0))):
+            if item * near / DECAY_ONE == 1:
+                return near, item
+    raise GraphError(f"a decay of {decay}/4096 has no exact input gain; use another tau")
 
 
 def _changed(node: nir.NIRNode, factor: float) -> nir.NIRNode:
@@ -171,70 +191,10 @@ def _changed(node: nir.NIRNode, factor: float) -> nir.NIRNode:
     return dataclasses.replace(node, **fields)
 
 
-def _operators(graph: nir.NIRGraph, name: str) -> list[str]:
-    """Return the linear operators that feed a neuron or the output, through flattens."""
-    return [item for item in _before(graph, name) if isinstance(graph.nodes[item], LINEAR)]
-
-
-def _before(graph: nir.NIRGraph, name: str) -> Iterator[str]:
-    for source in sources(graph, name):
-        if isinstance(graph.nodes[source], nir.Flatten):
-            yield from _before(graph, source)
-        else:
-            yield source
-
-
-def _after(graph: nir.NIRGraph, name: str) -> Iterator[str]:
-    for target in targets(graph, name):
-        if isinstance(graph.nodes[target], nir.Flatten):
-            yield from _after(graph, target)
-        else:
-            yield target
-
-
-def _is_free(graph: nir.NIRGraph, name: str) -> bool:
-    """Whether all that a population takes comes from operators of its own."""
-    feeding = list(_before(graph, name))
-    return all(
-        isinstance(graph.nodes[item], LINEAR) and list(_after(graph, item)) == [name]
-        for item in feeding
-    )
-
-
-def _path_into(graph: nir.NIRGraph, operator: str) -> tuple[float, bool]:
-    """Return what average pools before an operator divide by (as a share), and if it is graded."""
-    found: set[tuple[float, bool]] = set()
-    waiting = [(operator, 1.0)]
-    while waiting:
-        name, share = waiting.pop()
-        for source in sources(graph, name):
-            node = graph.nodes[source]
-            if isinstance(node, LINEAR):
-                raise GraphError(
-                    f"{operator}: follows {source} without neurons between; the weights of the two "
-                    "are one operator on the chip, merge them"
-                )
-            if isinstance(node, nir.AvgPool2d):
-                size = math.prod(window_of(source, node).kernel)
-                if not _is_power(size):
-                    raise GraphError(
-                        f"{source}: averages {size} places; shares of 2, 4, 8, ... places are "
-                        "exact in integers"
-                    )
-                waiting.append((source, share / size))
-            elif isinstance(node, nir.SumPool2d | nir.Flatten):
-                waiting.append((source, share))
-            else:
-                found.add((share, source == input_name(graph)))
-    if len(found) != 1:
-        raise GraphError(f"{operator}: adds spikes and pixels, or pools of several sizes")
-    return found.pop()
-
-
 def _best_power(graph: nir.NIRGraph, operators: list[str], scale: float, high: int) -> float:
     """Return the power of two beside `scale` whose rounding of the weights costs less."""
     weights = [
-        np.asarray(graph.nodes[name].weight, np.float64) * _path_into(graph, name)[0]
+        np.asarray(graph.nodes[name].weight, np.float64) * path_into(graph, name)[0]
         for name in operators
     ]
     lower = 2.0 ** math.floor(math.log2(scale))
@@ -246,26 +206,6 @@ def _best_power(graph: nir.NIRGraph, operators: list[str], scale: float, high: i
         )
 
     return min((lower, 2 * lower), key=error)
-
-
-def _require_known(graph: nir.NIRGraph) -> None:
-    for name, node in graph.nodes.items():
-        if not isinstance(node, _KNOWN):
-            raise GraphError(
-                f"{name}: a {type(node).__name__} node is not fine-tuned; "
-                f"known: {', '.join(kind.__name__ for kind in _KNOWN)}"
-            )
-        if isinstance(node, _POOLS) and any(
-            isinstance(graph.nodes[item], LINEAR) for item in sources(graph, name)
-        ):
-            raise GraphError(
-                f"{name}: pools the values of an operator, which makes other weights of them on "
-                "the chip; pool spikes instead"
-            )
-
-
-def _is_power(value: float) -> bool:
-    return value > 0 and math.frexp(value)[0] == 0.5
 
 
 def _first(values: object) -> float:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stars_deploy.config.recipe import Neuron
-from stars_deploy.distill.integer_grid import DECAY_ONE, LINEAR, NEURONS, Grid, Gridded
+from stars_deploy.distill.integer_grid import DECAY_ONE, Grid, Gridded
+from stars_deploy.distill.integer_paths import LINEAR, NEURONS
 from stars_deploy.graph.geometry import window_of
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.order import input_name, output_name, sources, topological_order
@@ -94,12 +95,18 @@ class _Operator(nn.Module):
         return y.reshape(*x.shape[:2], *y.shape[1:])
 
     @torch.no_grad()
-    def to_node(self) -> nir.NIRNode:
-        """Return the node with the weights that were trained, exactly on the grid."""
-        weight, bias = (_numpy(value) for value in self.numbers(rounded=True))
-        fields: dict[str, Any] = {"weight": weight * self.grid.step}
+    def integers(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the weights, in the node's axes, and the biases [O]."""
+        weight, bias = self.numbers(rounded=True)
+        return weight.cpu().long().numpy(), bias.cpu().long().numpy()
+
+    def to_node(self, growth: float) -> nir.NIRNode:
+        """Return the node with its integers times `growth`, rounded again, exactly on the grid."""
+        grid = self.grid
+        weight, bias = (np.rint(values * growth) for values in self.integers())
+        fields: dict[str, Any] = {"weight": weight.clip(-grid.high, grid.high) * grid.step}
         if hasattr(self.node, "bias"):
-            fields["bias"] = bias * self.grid.bias_step
+            fields["bias"] = bias.clip(-grid.bias_high, grid.bias_high) * grid.bias_step
         return dataclasses.replace(self.node, **fields)
 
 
@@ -119,12 +126,11 @@ class IntegerTwin(nn.Module):
         self._order = topological_order(graph)
         self._sources = {name: sources(graph, name) for name in self._order}
         self._input, self._output = input_name(graph), output_name(graph)
-        self.operators = nn.ModuleDict(
-            {
-                name: _Operator(name, graph.nodes[name], grid, k)
-                for name, grid in gridded.grids.items()
-            }
-        )
+        self._operators = {
+            name: _Operator(name, graph.nodes[name], grid, k)
+            for name, grid in gridded.grids.items()
+        }
+        self.operators = nn.ModuleList(self._operators.values())
         self.neurons = {
             name: _neuron(node, neuron, metadata.dt)
             for name, node in graph.nodes.items()
@@ -150,7 +156,7 @@ class IntegerTwin(nn.Module):
                 current = x if drive == 1 else x * drive
                 x = spikes[name] = spike_train(current, self.T, neuron)
             elif isinstance(node, LINEAR):
-                x = self.operators[name](x, rounded)
+                x = self._operators[name](x, rounded)
             elif isinstance(node, nir.Flatten):
                 x = x.flatten(2)
             elif name != self._output:
@@ -158,12 +164,18 @@ class IntegerTwin(nn.Module):
             values[name] = x
         return Outcome(values[self._output].mean(0), spikes)
 
-    def to_graph(self) -> nir.NIRGraph:
-        """Return the graph with the weights that were trained, exactly on the grid."""
+    def integers(self) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Return weights and biases per operator."""
+        return {name: operator.integers() for name, operator in self._operators.items()}
+
+    def to_graph(self, growth: float = 1.0) -> nir.NIRGraph:
+        """Return the graph with the integers that were trained, exactly on the grid.
+
+        growth: a factor of all integers, to see whether there is room for larger ones.
+        """
         nodes = dict(self.graph.nodes)
-        for name, operator in self.operators.items():
-            assert isinstance(operator, _Operator)
-            nodes[name] = operator.to_node()
+        for name, operator in self._operators.items():
+            nodes[name] = operator.to_node(growth)
         edges = list(self.graph.edges)
         return nir.NIRGraph(nodes, edges, metadata=self.graph.metadata, type_check=False)
 
@@ -210,7 +222,3 @@ def messages_of(images: Tensor, table: NDArray[np.int32]) -> Tensor:
 
 def _float32(values: NDArray[np.float64]) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
-
-
-def _numpy(tensor: Tensor) -> NDArray[np.float64]:
-    return tensor.detach().cpu().double().numpy()

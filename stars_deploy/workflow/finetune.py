@@ -47,7 +47,6 @@ class Lesson:
     recipe: Recipe
     teacher: Network
     pool: Tensor  # uint8 [N, C, H, W]
-    gains: list[Tensor]  # per neuron layer [C], where the graph is the run's own student
 
 
 def finetune(
@@ -104,7 +103,6 @@ def finetune(
             start_point.arrays["input_table"],
             recipe,
             settings,
-            [gain.to(place) for gain in lesson.gains],
             progress,
         )
         graph = network.to_graph()
@@ -121,7 +119,7 @@ def finetune(
             "lr": settings.lr,
             "seed": settings.seed,
             "batch_size": min(recipe.kd.batch_size, len(lesson.pool)),
-            "loss": {"tau": recipe.kd.tau, "feature": recipe.kd.feature if lesson.gains else 0.0},
+            "tau": recipe.kd.tau,
             "trained_on": {
                 "kind": "synthetic",
                 "run": lesson.run.resolve().name,
@@ -164,9 +162,7 @@ def _lesson(opened: Source, pool: Path | None, weights: Path | None) -> Lesson:
     state = checkpoint.load(run)
     if state is None or not len(state["session"]["pool"]["images"]):
         raise InputError(f"{run}: its checkpoint holds no synthetic images; distil it again")
-    session = state["session"]
-    gains = session["gains"] if pool is None else []
-    return Lesson(run, recipe, teacher, session["pool"]["images"], gains)
+    return Lesson(run, recipe, teacher, state["session"]["pool"]["images"])
 
 
 def _require_same_data(graph: nir.NIRGraph, recipe: Recipe, source: Path) -> None:

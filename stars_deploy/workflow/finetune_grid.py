@@ -13,11 +13,12 @@ from stars_deploy.distill.integer_grid import Gridded, Population, on_grid
 from stars_deploy.distill.integer_twin import IntegerTwin
 from stars_deploy.errors import DoesNotFit, RecipeError
 from stars_deploy.graph.order import output_name
-from stars_deploy.targets.loihi import LoweredNetwork, analyse
+from stars_deploy.targets.loihi import Analysis, LoweredNetwork, analyse
 
 FEWEST_BITS = 2  # one bit holds no integers but 0 and -1
 SMALLER = 0.8  # a scale that overflows is made smaller by this, down to
 TRIES = 21  # a hundredth of what the lowering chose
+ROOM = 1.25  # by so much all integers may grow before a range overflows
 
 
 def with_bits(profile: Profile, bits: int | None) -> Profile:
@@ -56,32 +57,37 @@ def choose_grid(
     """
     scales = {item["name"]: float(item["scale"]) for item in lowered.document["populations"]}
     k = float(lowered.document["input"]["scale"])
-    off: list[str] = []
     for _ in range(TRIES):
         network = IntegerTwin(_grid(graph, lowered, scales, k, profile), k, neuron)
-        analysis = analyse(network.to_graph(), profile)
-        found = analysis.network
-        if found is None:
-            for finding in analysis.findings:
-                if finding.severity == "error" and finding.node in scales:
-                    scales[finding.node] *= SMALLER
-            continue
-        finer = float(found.document["input"]["scale"])
-        off = inexact(network.gridded, found)
-        if not off and finer == k:
-            return network, found
-        if finer != k:
-            for item in lowered.document["connections"]:
-                if item["source"] == "input":
-                    scales[item["target"]] *= finer / k
+        tried = [analyse(network.to_graph(growth), profile) for growth in (1.0, ROOM)]
+        wrong = {name for analysis in tried for name in _wrong(network, analysis)}
+        start = tried[0].network
+        if start is not None and not wrong:
+            finer = float(start.document["input"]["scale"])
+            if finer == k:
+                return network, start
+            for name in _listeners(start):
+                scales[name] *= finer / k
             k = finer
-            continue
-        for name in off:
+        for name in wrong & scales.keys():
             scales[name] *= SMALLER
     raise DoesNotFit(
-        f"{', '.join(sorted(off)) or 'the graph'}: no scale is exact and inside all ranges of "
-        f"{profile.name}; use more bits"
+        f"{', '.join(sorted(wrong)) or 'input'}: no scale is exact and inside all ranges of "
+        f"{profile.name}; use a smaller network, or other bits"
     )
+
+
+def _wrong(network: IntegerTwin, analysis: Analysis) -> set[str]:
+    """Return the populations that an analysis refuses, or gives other integers than the grid's."""
+    if analysis.network is not None:
+        return set(inexact(network.gridded, analysis.network))
+    errors = [item for item in analysis.findings if item.severity == "error"]
+    return {item.node for item in errors if item.node is not None}
+
+
+def _listeners(lowered: LoweredNetwork) -> set[str]:
+    connections = lowered.document["connections"]
+    return {item["target"] for item in connections if item["source"] == "input"}
 
 
 def inexact(gridded: Gridded, lowered: LoweredNetwork) -> list[str]:

@@ -1,4 +1,4 @@
-"""What fine-tuning did: agreement with the teacher, and accuracy where labelled images are given."""
+"""What fine-tuning did: agreement with the teacher, and accuracy if there are labelled images."""
 
 from __future__ import annotations
 
