@@ -86,53 +86,21 @@ def finetune(
     place = resolve(device)
     opened = open_source(source)
     lesson = _lesson(opened, pool, weights)
-    recipe = lesson.recipe
-    _require_same_data(opened.graph, recipe, source)
-    with threads(recipe.run.threads):
+    _require_same_data(opened.graph, lesson.recipe, source)
+    with threads(lesson.recipe.run.threads):
         lesson.teacher.to(place)
-        before = lower(opened.graph, chosen)
-        network, start_point = choose_grid(opened.graph, before, chosen, recipe.neuron)
-        network.to(place)
-        found = Measurements.of(lesson.pool, lesson.teacher, recipe.data, data)
-        found.add_float("float_before", network, rounded=False)
-        found.add_integers("integers_before", before)
-        lines = train_integers(
-            network,
-            lesson.teacher,
-            lesson.pool,
-            start_point.arrays["input_table"],
-            recipe,
-            settings,
-            progress,
-        )
-        graph = network.to_graph()
-        after = _lowered(graph, network, chosen)
-        found.add_float("float_after", network, rounded=True)
-        found.add_integers("integers_after", after)
-        compared = found.compared(network, after)
-        result = {
-            "schema": 1,
-            "source": opened.provenance(),
-            "profile": chosen.name,
-            "bits": chosen.arithmetic.weight_bits.value if chosen.arithmetic else None,
-            "updates": settings.updates,
-            "lr": settings.lr,
-            "seed": settings.seed,
-            "batch_size": min(recipe.kd.batch_size, len(lesson.pool)),
-            "tau": recipe.kd.tau,
-            "trained_on": {
-                "kind": "synthetic",
-                "run": lesson.run.resolve().name,
-                "n": len(lesson.pool),
-            },
-            "teacher": {"family": recipe.teacher.family, "sha256": recipe.teacher.sha256},
-            **found.to_json(data),
-            "compared": compared,
-            "populations": _populations(after),
-            **hardware(place),
-            "versions": versions(),
-            "wall_time_s": round(time.monotonic() - start, 3),
-        }
+        graph, lines, found = _trained(opened.graph, lesson, settings, chosen, data, progress)
+        made_on = hardware(place)
+    result = {
+        "schema": 1,
+        "source": opened.provenance(),
+        "profile": chosen.name,
+        **_settings(settings, lesson, chosen),
+        **found,
+        **made_on,
+        "versions": versions(),
+        "wall_time_s": round(time.monotonic() - start, 3),
+    }
     with atomic_directory(out) as folder:
         write_graph(graph, folder / GRAPH)
         write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
@@ -141,6 +109,55 @@ def finetune(
             write_text(folder / PROFILE, tomli_w.dumps(document))
         write_json(folder / REPORT, result)
     return result
+
+
+def _trained(
+    graph: nir.NIRGraph,
+    lesson: Lesson,
+    settings: Settings,
+    profile: Profile,
+    data: str | None,
+    progress: Progress,
+) -> tuple[nir.NIRGraph, list[Json], Json]:
+    """Return the trained graph, the lines of metrics, and what was measured before and after."""
+    before = lower(graph, profile)
+    network, start = choose_grid(graph, before, profile, lesson.recipe.neuron)
+    network.to(next(lesson.teacher.parameters()).device)
+    found = Measurements.of(lesson.pool, lesson.teacher, lesson.recipe.data, data)
+    found.add_float("float_before", network, rounded=False)
+    found.add_integers("integers_before", before)
+    table = start.arrays["input_table"]
+    lines = train_integers(
+        network, lesson.teacher, lesson.pool, table, lesson.recipe, settings, progress
+    )
+    trained = network.to_graph()
+    after = _lowered(trained, network, profile)
+    found.add_float("float_after", network, rounded=True)
+    found.add_integers("integers_after", after)
+    measured = {
+        **found.to_json(data),
+        "compared": found.compared(network, after),
+        "populations": _populations(after),
+    }
+    return trained, lines, measured
+
+
+def _settings(settings: Settings, lesson: Lesson, profile: Profile) -> Json:
+    recipe, arithmetic = lesson.recipe, profile.arithmetic
+    return {
+        "bits": arithmetic.weight_bits.value if arithmetic else None,
+        "updates": settings.updates,
+        "lr": settings.lr,
+        "seed": settings.seed,
+        "batch_size": min(recipe.kd.batch_size, len(lesson.pool)),
+        "tau": recipe.kd.tau,
+        "trained_on": {
+            "images": "synthetic",
+            "run": lesson.run.resolve().name,
+            "n": len(lesson.pool),
+        },
+        "teacher": {"family": recipe.teacher.family, "sha256": recipe.teacher.sha256},
+    }
 
 
 def _lesson(opened: Source, pool: Path | None, weights: Path | None) -> Lesson:
