@@ -154,7 +154,7 @@ def finetune(
     updates: Annotated[int, typer.Option(min=1, help="Updates of the weights.")] = 300,
     lr: Annotated[
         float, typer.Option(min=1e-9, help="Learning rate, relative to the largest weight.")
-    ] = 0.003,
+    ] = 0.001,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order of the images.")] = 0,
     pool: Annotated[
         Path | None, typer.Option(help="Run whose synthetic images and teacher are used.")
@@ -171,7 +171,7 @@ def finetune(
 
     Example: stars-deploy finetune run --profile loihi2 --bits 4 --out run4
     """
-    from stars_deploy.distill.integer_finetune import Settings
+    from stars_deploy.workflow.finetune import Settings
     from stars_deploy.workflow.finetune import finetune as run_finetuning
 
     with console.progress() as progress:

@@ -35,6 +35,8 @@ from stars_deploy.workflow.provenance import hardware, versions
 from stars_deploy.workflow.resume import recipe_of_run
 from stars_deploy.workflow.sources import Source, open_source, source_kind
 
+__all__ = ["Settings", "finetune"]
+
 GRAPH, REPORT, METRICS, PROFILE = "graph.nir", "finetune.json", "metrics.jsonl", "profile.toml"
 Json = dict[str, Any]
 
