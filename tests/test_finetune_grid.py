@@ -192,6 +192,20 @@ def test_a_population_with_an_identity_shortcut_keeps_its_unit():
     assert all(np.array_equal(own.spikes[n].numpy(), after.spikes[n]) for n in after.spikes)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_residual_network_fires_as_it_was_trained(bits):
+    graph = residual()
+    network, lowered = trained(graph, bits)
+    assert inexact(network.gridded, lowered) == []
+    images = random_images(8, (1, 4, 4))
+    engine = build_engine(lowered.document, lowered.arrays).run(images)
+    with torch.no_grad():
+        own = network(messages_of(torch.from_numpy(images), lowered.arrays["input_table"]))
+    for node, spikes in engine.spikes.items():
+        assert spikes.any() and np.array_equal(own.spikes[node].numpy(), spikes), node
+    assert np.allclose(own.logits.numpy(), engine.logits, atol=1e-6)
+
+
 def test_an_operator_of_two_populations_is_on_the_coarser_grid():
     graph = residual()
     graph.edges.append(("conv1", "lif2"))
