@@ -7,7 +7,8 @@ from typing import Any
 
 import nir
 
-from stars_deploy.config.profile import Profile, Whole
+from stars_deploy.config.profile import Profile
+from stars_deploy.config.profile_values import Whole
 from stars_deploy.config.recipe import Neuron
 from stars_deploy.distill.integer_grid import Gridded, Population, on_grid
 from stars_deploy.distill.integer_twin import IntegerTwin
