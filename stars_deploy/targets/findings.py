@@ -13,7 +13,6 @@ Severity = Literal["error", "warning", "info"]
 # Errors of these codes mean that the graph is understood but exceeds what the hardware holds.
 LIMIT_CODES = frozenset(
     {
-        "input_messages",
         "scale_range",
         "convolution_field",
         "cores",
