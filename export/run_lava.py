@@ -10,11 +10,12 @@ are streamed back to back: a population of depth d integrates image k, counting 
 steps k*T + 1 + d .. (k + 1)*T + d, and is reset in the first of them, so N images take N*T + L
 steps for a read-out of depth L.
 
-Trace: `info` (JSON: engine, versions, timings, sizes), `manifest_sha256` of the bundle,
-`image_sha256` [N], `spikes.<population>` uint8 [T, N, C, H, W] or [T, N, n], `readout.v` int64
+Trace: `info` (JSON: engine, versions, timings, sizes), `manifest_sha256` of the bundle, `images`
+uint8 [N, C, H, W], `spikes.<population>` uint8 [T, N, C, H, W] or [T, N, n], `readout.v` int64
 [N, K] (voltage after T steps, or summed over them, in 1/64 weight units), `readout.saturated` bool
-[N], `logits` float32 [N, K].
-With --timing nothing is recorded: only `info`, `manifest_sha256` and `image_sha256`.
+[N], `logits` float32 [N, K], `seal` (SHA-256 over all of these: it shows accidents and careless
+edits, it is no signature). With --timing nothing is recorded: only `info`, `manifest_sha256`,
+`images` and `seal`.
 
 Exit codes: 0 done; 1 Lava failed; 2 the bundle or the images are not usable; 5 Lava, or the
 extension for boards, is not installed.
@@ -37,7 +38,8 @@ from pathlib import Path
 
 import numpy as np
 
-SCHEMA = 1
+SCHEMA = 1  # of network.json
+TRACE_SCHEMA = 2
 MAX_THRESHOLD = 131071  # 17 bits
 MAX_DELAY = 62
 INT8_LIMIT = 127  # Lava's Conv keeps kernel size, stride, padding, dilation and groups as int8
@@ -552,12 +554,7 @@ def run(bundle, images, network="raw", hardware=False, timing=False):
         built = build_netx(document, Path(bundle) / "loihi" / "network.net")
     else:
         built = build_raw(document, arrays)
-    manifest = Path(bundle) / "manifest.json"
-    seal = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
-    trace = {
-        "manifest_sha256": np.array(seal),
-        "image_sha256": np.array([hashlib.sha256(i.tobytes()).hexdigest() for i in images]),
-    }
+    trace = {"manifest_sha256": np.array(manifest_sha256(Path(bundle))), "images": images}
     if timing:
         times = measure(built, document, messages, hardware)
     else:
@@ -565,7 +562,35 @@ def run(bundle, images, network="raw", hardware=False, timing=False):
             files, voltages, times = record(built, document, messages, hardware, folder)
             trace.update(outputs(document, read_spikes(document, files, len(images)), voltages))
     trace["info"] = np.array(json.dumps(describe(document, images, network, hardware, times)))
+    trace["seal"] = np.array(seal_of(trace))
     return trace
+
+
+def manifest_sha256(bundle):
+    """Return the SHA-256 of the manifest ("" without one); what ran must be what it lists."""
+    try:
+        content = (bundle / "manifest.json").read_bytes()
+        listed = json.loads(content).get("sha256", {})
+        for path in sorted((bundle / "loihi").glob("network.*")):
+            name = f"loihi/{path.name}"
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+            if listed.get(name, found) != found:
+                raise KitError(f"{path}: sha256 is {found}, the manifest lists {listed[name]}")
+    except FileNotFoundError:
+        return ""
+    except DAMAGE as problem:
+        raise KitError(f"{bundle / 'manifest.json'}: not readable ({problem})") from None
+    return hashlib.sha256(content).hexdigest()
+
+
+def seal_of(arrays):
+    """Return the SHA-256 over every array but the seal: name, dtype, shape and bytes, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays.keys() - {"seal"}):
+        value = np.asarray(arrays[name])
+        digest.update(json.dumps([name, value.dtype.str, list(value.shape)]).encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
 
 
 def outputs(document, spikes, voltages):
@@ -585,12 +610,13 @@ def outputs(document, spikes, voltages):
 
 
 def describe(document, images, network, hardware, times):
-    """Return who ran what, and how long it took."""
-    packages = {name: metadata.version(name) for name in ("numpy", "lava-nc", "lava-dl")}
+    """Return who ran what, when, and how long it took."""
+    lava = lava_versions()
+    engine = "lava-netx" if network == "netx" else "lava-fixed_pt"
     return {
-        "schema": SCHEMA,
-        "engine": "lava-netx" if network == "netx" else "lava-fixed_pt",
-        "version": packages["lava-nc"],
+        "schema": TRACE_SCHEMA,
+        "engine": "loihi2" if hardware else engine,
+        "version": lava.get("lava-nc", "unknown"),
         "kind": "measured" if hardware else "simulated",
         "network": network,
         "run_config": "hardware" if hardware else "sim",
@@ -598,8 +624,19 @@ def describe(document, images, network, hardware, times):
         "T": document["T"],
         "populations": [p["name"] for p in document["populations"] if p["spiking"]],
         "timings": times,
-        "versions": {"python": platform.python_version(), **packages},
+        "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, **lava},
     }
+
+
+def lava_versions():
+    """Return the versions of Lava's packages, and of its extension for boards if there is one."""
+    found = {}
+    for package in metadata.distributions():
+        name = (package.metadata["Name"] or "").lower().replace("_", "-")
+        if name.startswith("lava-"):
+            found[name] = package.version
+    return dict(sorted(found.items()))
 
 
 def write_trace(path, trace):

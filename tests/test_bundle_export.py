@@ -32,6 +32,7 @@ def test_bundle_holds_every_documented_file(bundle):
         "manifest.json", "graph.nir", "golden.npz", "model.onnx", "model_step.onnx",
         "loihi/network.json", "loihi/network.npz", "loihi/network.net", "card.md",
         "run_lava.py", "run_onnx.py", "requirements-lava.txt", "requirements-onnx.txt",
+        "hil/hil_run.py", "hil/README.md",
     }  # fmt: skip
     manifest = open_bundle(bundle).manifest
     assert set(manifest["sha256"]) == names - {"manifest.json", "card.md"}
@@ -58,7 +59,8 @@ def test_equal_sources_give_equal_bytes(bundle, tmp_path):
 
 
 def test_kits_are_copies_of_the_packaged_scripts(bundle):
-    assert (bundle / "run_lava.py").read_bytes() == asset("export", "run_lava.py").read_bytes()
+    for name in ("run_lava.py", "hil/hil_run.py"):
+        assert (bundle / name).read_bytes() == asset("export", name).read_bytes()
 
 
 def test_only_asked_targets_are_written(tmp_path):

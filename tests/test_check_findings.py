@@ -105,7 +105,7 @@ REFUSALS = {
     "potentials between layers": (leaky_layer, "structure", "lif1"),
     "unsupported anywhere": (cuba, "unsupported", "lif1"),
     "pool at a border": (border_pool, "composition", "pool1"),
-    "dangling edge": (lambda g: without(g, "lif1"), "structure", None),
+    "dangling edge": (lambda g: without(g, "lif1"), "structure", "conv1"),
 }
 
 

@@ -76,6 +76,7 @@ def test_version():
         "check",
         "simulate",
         "validate",
+        "sweep",
         "profiles",
         "zoo",
         "doctor",

@@ -48,7 +48,8 @@ def layer(name, state="active", mismatches=0):
     return {
         "name": name, "neurons": 1234, "rate": 0.1234, "state": state, "spikes_reference": 5678,
         "spikes_target": 5679, "relative_difference": 1 / 5678, "mismatches": mismatches,
-        "isolated_mismatches": mismatches, "near_ties": 0,
+        "isolated_mismatches": mismatches, "near_ties": 0, "isolated_relative_difference": 0.0456,
+        "first_step": 2 if mismatches else None, "first_at": None,
     }  # fmt: skip
 
 
@@ -60,6 +61,8 @@ def verdict(engine="integer", verdict="pass", **changes):
         "images": "evaluation", "n": 2000,
         "accuracy": {"reference": 0.91, "target": 0.9049, "delta": -0.0051}, "agreement": 0.98,
         "layers": [layer("lif1"), layer("lif2", "silent", 7), layer("lif3", "saturated")],
+        "first_divergence": {"node": "lif2", "image": 11, "step": 2, "neuron": [0, 3, 5],
+                             "reference": 1, "target": 0, "margin": 0.0078, "near_tie": False},
         "readout": {"max_abs_difference": 0.0123, "isolated_max_abs_difference": None},
         "energy": [{"name": "total", "value": 12345.6, "unit": "nJ/image", "kind": "modeled",
                     "source": "Davies 2018"}],
@@ -67,7 +70,8 @@ def verdict(engine="integer", verdict="pass", **changes):
         "findings": [{"code": "x", "severity": "warning", "node": "lif2", "message": HOSTILE,
                       "value": None, "limit": None, "remedy": "do this"}],
         "also": [{"engine": {"name": "lava-netx", "version": "0.10.0", "kind": "simulated"},
-                  "layers": [layer("lif1")], "readout": {"max_abs_difference": 0.0}}],
+                  "layers": [layer("lif1")], "first_divergence": None,
+                  "readout": {"max_abs_difference": 0.0}}],
         "engines_not_run": [{"name": "lava", "reason": "not built"}],
         "command": "stars-deploy validate bundle --profile loihi2 --engine " + engine,
         "tool_version": "0.1.0", "manifest_sha256": "f" * 64, "earlier": [],
@@ -119,6 +123,12 @@ def parsed(page):
     checker.close()
     assert checker.open == []
     return checker
+
+
+def test_first_difference_is_said_once_with_its_place(page):
+    text = " ".join("".join(parsed(page).text).split())
+    assert text.count("First difference:") == 1
+    assert "lif2, image 11, step 2, neuron (0, 3, 5): 0 instead of 1, H − Vth = 0.0078." in text
 
 
 def test_page_is_well_formed_and_named(page):
@@ -211,7 +221,15 @@ def test_training_without_spikes_and_a_picture(tmp_path):
     training = {"n": 2000, "device": "cpu", "accuracy": 0.8765, "data": HOSTILE}
     files.write_json(path / "training.json", training)
     (path / "synthetic.png").write_bytes(b"\x89PNG")
-    rows = [{**layer("lif1"), "mismatches": None, "isolated_mismatches": None, "near_ties": None}]
+    rows = [
+        {
+            **layer("lif1"),
+            "mismatches": None,
+            "isolated_mismatches": None,
+            "near_ties": None,
+            "isolated_relative_difference": None,
+        }
+    ]
     document = verdict(
         "float", layers=rows, agreement=None,
         reference={"engine": "training", "device": "cpu", "recorded": True},

@@ -179,7 +179,7 @@ def test_given_the_same_spikes_every_layer_is_close_to_the_float_engine(block):
             wrong.append(np.mean(recording.spikes[node] != expected))
         spread = reference.logits.std() + 1e-3
         errors.append(np.abs(recording.logits - reference.logits).max() / spread)
-    assert np.mean(wrong) < 0.04 and np.median(wrong) < 0.01, (np.mean(wrong), np.max(wrong))
+    assert np.mean(wrong) < 0.04 and np.median(wrong) < 0.02, (np.mean(wrong), np.max(wrong))
     assert np.median(errors) < 0.05, np.median(errors)
 
 

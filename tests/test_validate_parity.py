@@ -6,6 +6,9 @@ from fake_engines import FakeEngine, changed, images, make_weights
 
 from stars_deploy.errors import EngineError
 from stars_deploy.simulate.recording import EngineInfo, Recording
+from stars_deploy.targets.findings import Finding
+from stars_deploy.validate.diagnosis import rounding
+from stars_deploy.validate.document import parity_json
 from stars_deploy.validate.parity import Isolation, compare
 
 UNKNOWN = np.full(24, -1)
@@ -96,6 +99,11 @@ def test_hand_counted_layer():
     assert (layer.mismatches, layer.isolated_mismatches, layer.near_ties) == (4, 1, 1)
     # Image 0 has a near tie that may have started its difference; image 1 has none.
     assert layer.unexplained == 1
+    # The first step, there the first image; on equal inputs 5 spikes against 3.
+    first = layer.first
+    assert (first.step, first.image, first.neuron) == (0, 0, (1,))
+    assert (first.reference, first.target) == (1, 0)
+    assert layer.isolated_relative_difference == pytest.approx(2 / 5)
 
 
 @pytest.mark.parametrize(("margin", "ties"), [(1e-5, 1), (-1e-5, 1), (1.1e-5, 0), (0.0, 1)])
@@ -184,3 +192,107 @@ def test_missing_layer_is_an_engine_error():
     short = FakeEngine([*make_weights()[:1], np.zeros((3, 20))], (0.3,))
     with pytest.raises(EngineError, match="lif2, lif3"):
         compare(images(), UNKNOWN, FakeEngine(), short)
+
+
+# ---- the first difference --------------------------------------------------------------------
+
+
+class Flipped(FakeEngine):
+    """One neuron of one image answers wrong at one step; what follows hears it."""
+
+    def order(self, node, image, step, neuron):
+        self.fault = node, image, step, neuron
+        return self
+
+    def _layer(self, current, node, threshold):
+        spikes, gaps = super()._layer(current, node, threshold)
+        wrong, image, step, neuron = self.fault
+        image -= sum(self.calls[:-1])  # of the batches before this one
+        if node == wrong and 0 <= image < spikes.shape[1]:
+            spikes[step, image, neuron] ^= 1
+        return spikes, gaps
+
+
+@pytest.mark.parametrize("near", [1e-5, 0.0])
+@pytest.mark.parametrize("batch", [24, 7])
+@pytest.mark.parametrize("fault", [("lif1", 0, 0, 0), ("lif2", 17, 2, 11), ("lif3", 23, 3, 4)])
+def test_one_wrong_spike_is_named_exactly(fault, batch, near):
+    node, image, step, neuron = fault
+    reference = FakeEngine()
+    target = Flipped().order(*fault)
+    parity = compare(images(), UNKNOWN, reference, target, Isolation(reference, near=near), batch)
+    honest = FakeEngine().run(images(), margins=True)
+    spike = honest.spikes[node][step, image, neuron]
+    first = parity.first
+    assert (first.node, first.image, first.step, first.neuron) == (node, image, step, (neuron,))
+    assert (first.reference, first.target, first.near_tie) == (spike, 1 - spike, False)
+    assert first.margin == pytest.approx(honest.margins[node][step, image, neuron], abs=1e-6)
+    assert (first.margin > 0) == spike
+    for layer in parity.layers:  # layers before it do not differ, those after it not before it
+        assert layer.first is None or (layer.name >= node and layer.first.step >= step)
+    written = parity_json(parity)
+    assert written["first_divergence"]["neuron"] == [neuron]
+    assert {x["name"]: x["first_step"] for x in written["layers"]}[node] == step
+
+
+def test_equal_engines_have_no_first_difference():
+    reference = FakeEngine()
+    parity = compare(images(), UNKNOWN, reference, FakeEngine(), Isolation(reference))
+    assert parity.first is None and parity_json(parity)["first_divergence"] is None
+    assert all(layer.first is None for layer in parity.layers)
+    assert reference.calls == [24, 24]  # on its own, then isolated: nothing was run again
+
+
+@pytest.mark.parametrize("batch", [24, 5])
+def test_wrong_layer_is_named_before_a_near_tie_that_comes_earlier_in_the_network(batch):
+    rng = np.random.default_rng(3)
+    shapes = [(20, 36), (16, 20), (12, 16), (3, 12)]
+    weights = [rng.integers(-16, 24, shape) / 64 for shape in shapes]
+    reference = FakeEngine(weights, (0.5, 0.5, 0.5))
+    noisy = Flipped(weights, (0.5, 0.5, 0.5), nudge=1e-7)
+    tied = compare(images(), UNKNOWN, reference, noisy.order("", 0, 0, 0), Isolation(reference))
+    assert tied.first.node == "lif2" and tied.first.near_tie and abs(tied.first.margin) <= 1e-5
+    before = reference.run(images()).spikes["lif2"]
+    after = noisy.run(images()).spikes["lif2"]
+    (same,) = np.flatnonzero((before == after).all(axis=(0, 2)))[-1:]
+    noisy = Flipped(weights, (0.5, 0.5, 0.5), nudge=1e-7).order("lif3", same, 1, 3)
+    parity = compare(images(), UNKNOWN, reference, noisy, Isolation(reference), batch)
+    first = parity.first
+    assert (first.node, first.image, first.step, first.neuron) == ("lif3", same, 1, (3,))
+    assert not first.near_tie
+
+
+def test_without_isolation_the_place_is_known_and_the_margin_is_not():
+    parity = compare(images(), UNKNOWN, FakeEngine(), Flipped().order("lif2", 3, 1, 2))
+    assert (parity.first.node, parity.first.margin) == ("lif2", None)
+    assert all(layer.isolated_relative_difference is None for layer in parity.layers)
+
+
+# ---- whose rounding costs most ---------------------------------------------------------------
+
+
+def rounded(name, reference, isolated, ties=0):
+    return {
+        "name": name, "spikes_reference": reference, "isolated_mismatches": isolated,
+        "near_ties": ties, "isolated_relative_difference": 0.01, "relative_difference": 0.04,
+    }  # fmt: skip
+
+
+def test_diagnosis_names_the_largest_share_and_what_limited_its_scale():
+    layers = [rounded("lif1", 10_000, 50), rounded("lif2", 100, 3, 2), rounded("lif3", 100, 4)]
+    said = [
+        Finding("integers", "info", "lif2", "threshold 7"),
+        Finding("coarse_weights", "warning", "lif2", "limited by the accumulator", remedy="cut"),
+        Finding("integers", "info", "lif1", "threshold 9"),
+    ]
+    (found,) = rounding(layers, said)
+    assert (found.code, found.severity, found.node) == ("diagnosis", "info", "lif2")
+    assert found.value == pytest.approx(0.05) and "changes 5 spikes, 5.00%" in found.message
+    assert found.message.endswith("limited by the accumulator") and found.remedy == "cut"
+    (found,) = rounding(layers, said[:1])
+    assert found.message.endswith("threshold 7") and "sweep" in found.remedy
+
+
+def test_no_diagnosis_where_nothing_differs_or_nothing_was_isolated():
+    assert rounding([], []) == []
+    assert rounding([rounded("lif1", 10, 0), rounded("lif2", 10, None, None)], []) == []

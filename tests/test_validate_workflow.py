@@ -1,6 +1,7 @@
 """validate on real bundles: what passes, what fails and by which name, what is bad input."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -22,11 +23,12 @@ NODES = ["lif1", "lif2", "lif3"]
 KEYS = {
     "schema", "verdict", "reason", "profile", "engine", "reference", "training", "images", "n",
     "accuracy", "agreement", "layers", "readout", "energy", "tolerances", "findings", "also",
-    "engines_not_run", "command", "tool_version", "manifest_sha256", "earlier",
+    "engines_not_run", "command", "tool_version", "manifest_sha256", "earlier", "first_divergence",
 }  # fmt: skip
 LAYER_KEYS = {
     "name", "neurons", "rate", "state", "spikes_reference", "spikes_target",
     "relative_difference", "mismatches", "isolated_mismatches", "near_ties",
+    "isolated_relative_difference", "first_step", "first_at",
 }  # fmt: skip
 
 
@@ -175,8 +177,34 @@ def test_changed_weight_is_named_by_connection_and_by_spikes(bundle):
     (message,) = (f["message"] for f in result["findings"] if f["code"] == "lowering.weights")
     assert message.startswith("1 of ") and "weights differ" in message
     assert result["reason"].startswith("lif2: ")
+    where = r"first at image \d+, step \d, neuron \(\d+, \d+, \d+\): [01] instead of [01], H - V_th"
+    assert re.search(where, result["reason"])
     assert files.read_json(bundle / "validation.json")["verdict"] == "fail"
     assert "What failed" in (bundle / "report.html").read_text()
+
+
+def test_rounding_is_diagnosed_with_its_place_and_its_cause(bundle):
+    result = validate(bundle, "loihi2", "integer")
+    (found,) = (f for f in result["findings"] if f["code"] == "diagnosis")
+    changed = {
+        name: (row["isolated_mismatches"] + row["near_ties"]) / row["spikes_reference"]
+        for name, row in rows(result).items()
+    }
+    assert found["node"] == max(changed, key=changed.get) and found["severity"] == "info"
+    assert found["value"] == pytest.approx(changed[found["node"]])
+    assert "limited by the range of" in found["message"]  # what the lowering said about it
+    # The first difference is where the recordings of the two engines part, layer by layer.
+    golden, first = read_golden(bundle / "golden.npz"), result["first_divergence"]
+    recorded = [golden.spikes[engine][first["node"]] for engine in ("float", "integer")]
+    place = (first["step"], first["image"], *first["neuron"])
+    assert [int(train[place]) for train in recorded] == [first["reference"], first["target"]]
+    assert (recorded[0] == recorded[1])[: first["step"]].all()
+    assert first["node"] == "lif1" and (first["margin"] > 0) == (first["reference"] == 1)
+    for name, row in rows(result).items():
+        differs = golden.spikes["float"][name] != golden.spikes["integer"][name]
+        steps = np.flatnonzero(differs.any(axis=tuple(range(1, differs.ndim))))
+        assert row["first_step"] == (int(steps[0]) if len(steps) else None)
+    assert "First difference:" in (bundle / "report.html").read_text()
 
 
 def test_damaged_verdicts_are_replaced_not_a_defect(bundle):
@@ -322,7 +350,8 @@ def test_other_version_is_not_compared_and_that_is_said(bundle):
     [
         (("loihi2", "integer", None, 17), InputError, "golden set has 16 images"),
         (("loihi2", "intger"), InputError, "did you mean 'integer'"),
-        (("loihi2", "hardware"), EngineError, "needs a board"),
+        (("loihi2", "hardware"), InputError, "needs --command TEMPLATE"),
+        (("loihi2", "recorded"), InputError, "needs --trace FILE"),
         (("loihi1", "integer"), InputError, "are for profile loihi2"),
         (("loihi2", "onnx", None, None, 1.0, "tpu"), InputError, "--device 'tpu'"),
         (("loihi2", "onnx", None, None, 1.0, "cuda"), InputError, "computes on the CPU"),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from stars_deploy import __version__, console
-from stars_deploy.cli import bundle, demo, inventory, science, train
+from stars_deploy.cli import bundle, demo, inventory, science, sweep, train
 
 app = typer.Typer(
     name="stars-deploy",
@@ -45,5 +45,5 @@ def global_options(
     console.settings.verbose = verbose
 
 
-for module in (demo, train, bundle, science, inventory):
+for module in (demo, train, bundle, sweep, science, inventory):
     module.register(app)

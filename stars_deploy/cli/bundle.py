@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from stars_deploy import console
 from stars_deploy.cli.base import command, next_step
+from stars_deploy.cli.reading import Classes, Dt, Gain, ImageShape, Mean, Std, Steps
 from stars_deploy.cli.tables import show_findings, show_simulation, show_validation
 
 Source = Annotated[Path, typer.Argument(help="A run, a bundle or a .nir file.")]
@@ -30,35 +32,60 @@ def export(
     nir_gain: Annotated[
         str, typer.Option(help="raw: r = 1; folded: 1/tau in the weights, r = tau/dt.")
     ] = "raw",
+    golden_images: Annotated[
+        str, typer.Option(help="auto, evaluation, synthetic, random, or a FILE.npz.")
+    ] = "auto",
+    steps: Steps = None,
+    dt: Dt = None,
+    gain: Gain = None,
+    mean: Mean = None,
+    std: Std = None,
+    classes: Classes = None,
+    image_shape: ImageShape = None,
 ) -> None:
     """Write a sealed bundle: NIR graph, ONNX models, integer Loihi parameters, golden recordings.
 
     Example: stars-deploy export run --target nir --target onnx --target loihi --out bundle
     """
     from stars_deploy.workflow.export import export as write_bundle
+    from stars_deploy.workflow.reading import parse_reading
 
-    result = write_bundle(source, target, profile, golden, nir_gain, out)
+    reading = parse_reading(steps, dt, gain, mean, std, classes, image_shape)
+    result = write_bundle(source, target, profile, golden, nir_gain, out, reading, golden_images)
     console.emit(result)
+    _show_notes(result)
     console.say(f"Bundle: {out} ({', '.join(result['targets'])})")
     own = profile if "loihi" in result["targets"] else "reference"
     next_step(f"stars-deploy validate {out} --profile {own}")
 
 
 @command
-def check(source: Source, profile: Profile = "loihi2") -> None:
+def check(
+    source: Source,
+    profile: Profile = "loihi2",
+    steps: Steps = None,
+    dt: Dt = None,
+    gain: Gain = None,
+    mean: Mean = None,
+    std: Std = None,
+    classes: Classes = None,
+    image_shape: ImageShape = None,
+) -> None:
     """List everything in a graph that a chip cannot hold or compute, at once.
 
     Example: stars-deploy check bundle --profile loihi1
     """
     from stars_deploy.workflow.check import check as find
+    from stars_deploy.workflow.reading import option_text, parse_reading
 
-    result = find(source, profile)
+    reading = parse_reading(steps, dt, gain, mean, std, classes, image_shape)
+    result = find(source, profile, reading)
     console.emit(result)
     show_findings(result["findings"])
     if result["exit_code"]:
         raise typer.Exit(result["exit_code"])
     console.say(f"{source} fits profile {profile}.")
-    next_step(f"stars-deploy simulate {source} --profile {profile}")
+    next_step(f"stars-deploy simulate {source} --profile {profile}{option_text(reading)}")
 
 
 @command
@@ -71,21 +98,34 @@ def simulate(
     data: DataOption = None,
     limit: Limit = None,
     device: Device = "auto",
+    steps: Steps = None,
+    dt: Dt = None,
+    gain: Gain = None,
+    mean: Mean = None,
+    std: Std = None,
+    classes: Classes = None,
+    image_shape: ImageShape = None,
 ) -> None:
     """Run the network as the profile's hardware would: accuracy, spikes, modeled energy.
 
     Example: stars-deploy simulate bundle --profile loihi2 --data evaluation
     """
+    from stars_deploy.workflow.reading import option_text, parse_reading
     from stars_deploy.workflow.simulate import simulate as run_simulation
 
+    reading = parse_reading(steps, dt, gain, mean, std, classes, image_shape)
     with console.progress() as progress:
-        result = run_simulation(source, profile, engine, data, limit, device, progress)
+        result = run_simulation(source, profile, engine, data, limit, device, progress, reading)
     console.emit(result)
+    _show_notes(result)
     show_simulation(result)
     if (source / "manifest.json").is_file():
         next_step(f"stars-deploy validate {source} --profile {profile}")
     else:
-        next_step(f"stars-deploy export {source} --target onnx --target loihi --out bundle")
+        options = option_text(reading)
+        next_step(
+            f"stars-deploy export {source} --target onnx --target loihi{options} --out bundle"
+        )
 
 
 @command
@@ -93,10 +133,30 @@ def validate(
     bundle: Annotated[Path, typer.Argument(help="A bundle.")],
     profile: Profile = "loihi2",
     engine: Annotated[
-        str | None, typer.Option(help="float, integer, onnx or lava; default: the profile's.")
+        str | None,
+        typer.Option(
+            help="float, integer, onnx, lava, hardware or recorded; default: the profile's."
+        ),
     ] = None,
     data: DataOption = None,
     limit: Limit = None,
+    command: Annotated[
+        str | None,
+        typer.Option(
+            "--command",
+            metavar="TEMPLATE",
+            help="What engine hardware runs, without a shell; {bundle}, {trace} and {images} are "
+            "filled in.",
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The trace that engine recorded replays; where engine hardware keeps its own "
+            "(default: BUNDLE.trace.npz beside the bundle).",
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds an engine may take.")] = 900.0,
     device: Device = "auto",
 ) -> None:
@@ -108,13 +168,33 @@ def validate(
     from stars_deploy.workflow.validate import validate as judge
 
     with console.progress() as progress:
-        result = judge(bundle, profile, engine, data, limit, timeout, device, progress)
+        result = judge(
+            bundle, profile, engine, data, limit, timeout, device, progress, command, trace
+        )
     console.emit(result)
     show_validation(result)
+    if command is not None:
+        _say_replay(bundle, profile, data, trace)
     if result["verdict"] != "pass":
         console.complain(f"Error: {result['reason']}")
         raise typer.Exit(ParityError.exit_code)
     next_step(f"open {bundle / 'report.html'} in a browser")
+
+
+def _say_replay(bundle: Path, profile: str, data: str | None, trace: Path | None) -> None:
+    """Say where the trace of a run is, and what judges it again without the board."""
+    from stars_deploy.workflow.board import trace_file
+
+    file = str(trace_file(bundle) if trace is None else trace)
+    words = ["stars-deploy", "validate", str(bundle), "--profile", profile, "--engine", "recorded"]
+    words += ["--trace", file, *([] if data is None else ["--data", data])]
+    console.say(f"Trace: {file}; the same verdict without the board: {shlex.join(words)}")
+
+
+def _show_notes(result: dict[str, Any]) -> None:
+    """Say what was read into a graph of another tool."""
+    for note in result["notes"]:
+        console.say(f"Read as: {note}")
 
 
 def register(app: typer.Typer) -> None:

@@ -66,12 +66,26 @@ def show_parity(block: Json, engine: Json, what: str) -> None:
             _percent(layer["relative_difference"]),
             layer["mismatches"],
             layer["isolated_mismatches"],
+            _percent(layer["isolated_relative_difference"]),
             layer["near_ties"],
+            layer["first_step"],
         )
         for layer in block["layers"]
     ]
     columns = (
         "layer", "state", "rate", "spikes reference", "spikes target", "difference",
-        "mismatches", "isolated", "near ties",
+        "mismatches", "isolated", "isolated difference", "near ties", "first step",
     )  # fmt: skip
     console.show(f"{engine['name']} {engine['version']} ({engine['kind']}) {what}", columns, rows)
+    if block["first_divergence"]:
+        console.say(f"First difference: {divergence_text(block['first_divergence'])}")
+
+
+def divergence_text(first: Json) -> str:
+    """Say where two engines part: indices count from 0, as in golden.npz."""
+    where = f"{first['node']}, image {first['image']}, step {first['step']}"
+    text = f"{where}, neuron {tuple(first['neuron'])}: {first['target']} instead of "
+    text += str(first["reference"])
+    if first["margin"] is not None:
+        text += f", H - V_th = {first['margin']:.3g}"
+    return text + (" (near tie)" if first["near_tie"] else "")

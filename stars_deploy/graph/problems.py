@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import nir
@@ -33,14 +34,23 @@ SUPPORTED = (
     nir.Threshold,
 )
 NAME = re.compile(r"[A-Za-z0-9_]+")
+_SUBJECT = re.compile(r"(?:cycle |edge )?(\w+)(?: \(\w+\)|(?= ->))?(?:: | ->)")
 
 _REMEDIES = {
     "NIRGraph": "inline the subgraph, prefixing its node names",
-    "CubaLIF": "use LIF: set the synaptic time constant to zero and retrain or recalibrate",
-    "CubaLI": "use LI: set the synaptic time constant to zero and retrain or recalibrate",
+    "CubaLIF": "use LIF, or tau_syn = dt, which keeps no current, and retrain or recalibrate",
+    "CubaLI": "use LI, or tau_syn = dt, which keeps no current, and retrain or recalibrate",
     "I": "use LI, or IF where it should spike",
     "Delay": "remove the delay: layers are evaluated without transport time",
 }
+_FIELD_ERRORS = (
+    TypeError,
+    ValueError,
+    OverflowError,
+    AttributeError,
+    IndexError,
+    AssertionError,
+)
 # Fields that hold one array per node, and those of them that must be positive.
 _ARRAYS = ("weight", "bias", "scale", "tau", "r", "v_leak", "v_reset", "v_threshold", "threshold")
 
@@ -55,7 +65,9 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        where = f"{self.node}: " if self.node else ""
+        # What a check raised names its node itself.
+        named = self.node is None or self.message.startswith((self.node, "cycle ", "edge "))
+        where = "" if named else f"{self.node}: "
         return f"{where}{self.message}; {self.remedy}"
 
 
@@ -64,39 +76,56 @@ def graph_problems(graph: nir.NIRGraph, metadata: bool = True) -> list[Problem]:
 
     With `metadata` false, a foreign graph without T, mean and std is acceptable.
     """
+    found = structure_problems(graph)
+    if not found:
+        found += problem_of("shape", lambda: _check_shapes(graph), graph.nodes)
+    if metadata:
+        found += problem_of("metadata", lambda: _check_metadata(graph), graph.nodes)
+    return found
+
+
+def structure_problems(graph: nir.NIRGraph) -> list[Problem]:
+    """Return the problems of names, edges, node types and values, without looking at shapes."""
     found = [*_structure(graph)]
     for name, node in graph.nodes.items():
         found += _unsupported(name, node) or _values(name, node)
-    if not found:
-        found += _raised("shape", lambda: _check_shapes(graph))
-    if metadata:
-        found += _raised("metadata", lambda: _check_metadata(graph))
     return found
 
 
 def require_runnable(graph: nir.NIRGraph, where: str, metadata: bool = True) -> None:
     """Raise GraphError listing the problems of `graph`, prefixed with `where` (a file name)."""
-    found = graph_problems(graph, metadata)
-    if found:
-        shown = "\n  ".join(str(problem) for problem in found[:10])
-        more = f"\n  and {len(found) - 10} more" if len(found) > 10 else ""
+    refuse(graph_problems(graph, metadata), where)
+
+
+def refuse(problems: Sequence[Problem], where: str) -> None:
+    """Raise GraphError listing `problems`, prefixed with `where`; return if there are none."""
+    if problems:
+        shown = "\n  ".join(str(problem) for problem in problems[:10])
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise GraphError(f"{where}: this graph cannot be run:\n  {shown}{more}")
 
 
-def _raised(code: str, check: Any) -> list[Problem]:
+def problem_of(code: str, check: Callable[[], Any], nodes: Container[str]) -> list[Problem]:
     """Run `check`; a GraphError becomes a problem, so that no rule is written twice.
 
-    So does what NumPy and Python say of a field that holds anything but the numbers it should.
+    So does what nir, NumPy and Python say of a field that holds anything but what it should.
     """
     try:
         check()
     except GraphError as problem:
         message, _, remedy = str(problem).rpartition("; ")
-        return [Problem(code, None, message or remedy, remedy if message else "correct the graph")]
-    except (TypeError, ValueError, OverflowError, AttributeError, IndexError) as problem:
+        message, remedy = (message, remedy) if message else (remedy, "correct the graph")
+        return [Problem(code, _named(message, nodes), message, remedy)]
+    except _FIELD_ERRORS as problem:
         message = f"a field holds something else than expected ({problem})"
         return [Problem(code, None, message, "write the fields as NIR defines them")]
     return []
+
+
+def _named(message: str, nodes: Container[str]) -> str | None:
+    """Return the node that a message is about: `name: `, `name (Kind): `, an edge, a cycle."""
+    found = _SUBJECT.match(message)
+    return found[1] if found and found[1] in nodes else None
 
 
 def _structure(graph: nir.NIRGraph) -> Iterator[Problem]:
@@ -109,7 +138,7 @@ def _structure(graph: nir.NIRGraph) -> Iterator[Problem]:
         if count > 1:
             yield Problem("edge", edge[0], f"edge to {edge[1]} occurs {count} times", "keep one")
     for check in (input_name, output_name, topological_order):
-        yield from _raised("structure", lambda check=check: check(graph))
+        yield from problem_of("structure", partial(check, graph), graph.nodes)
     fed = {target for _, target in graph.edges}
     used = {source for source, _ in graph.edges}
     for name, node in graph.nodes.items():
@@ -167,7 +196,7 @@ def _weights(name: str, node: nir.NIRNode) -> list[Problem]:
         message = f"bias has shape {np.shape(node.bias)}, weight has {outputs} outputs"
         found.append(Problem("shape", name, message, f"write {outputs} bias values"))
     if axes > 2:
-        found += _raised("shape", lambda: window_of(name, node))
+        found += problem_of("shape", lambda: window_of(name, node), {name})
         if not _divides(node.groups, outputs):
             message = f"{node.groups!r} groups do not divide {outputs} output channels"
             found.append(Problem("shape", name, message, "write the kernel expanded, groups 1"))

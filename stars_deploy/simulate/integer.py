@@ -188,7 +188,7 @@ class IntegerEngine:
 
     def _logits(self, answer: Activity | Readout) -> Array:
         """Return voltages, or the number of spikes over T, / divisor [N, K]."""
-        value = answer.voltage if isinstance(answer, Readout) else answer.spikes.sum(dim=0).neg()
+        value = answer.voltage if isinstance(answer, Readout) else answer.spikes.sum(dim=0).abs()
         read = _numpy(value.double()).reshape(len(value), -1)
         return (read / self.network.divisor).astype(np.float32)
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from stars_deploy.assets import asset
 from stars_deploy.errors import EngineError
 from stars_deploy.files import write_npz
-from stars_deploy.simulate.integer_network import read_network
 from stars_deploy.simulate.lava_environment import require_environment
 from stars_deploy.simulate.lava_worker import run_kit
+from stars_deploy.simulate.recorded_engine import judged
 from stars_deploy.simulate.recording import EngineInfo, Recording, Spikes
 from stars_deploy.simulate.trace import Trace, read_trace, recording_of
 
@@ -34,8 +34,7 @@ class LavaEngine:
         network: Literal["raw", "netx"] = "raw",
         timeout: float | None = 600.0,
     ) -> None:
-        populations = read_network(bundle / "loihi").populations
-        self._nodes = {item.name: item.node for item in populations if item.spiking and item.node}
+        self._nodes = {name: node for name, (node, _) in judged(bundle).items()}
         self._bundle = bundle
         self._network = network
         self._timeout = timeout

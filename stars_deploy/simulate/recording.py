@@ -30,12 +30,15 @@ class Recording:
         logits: float32 `[N, K]`, mean over T of the read-out.
         spikes: per spiking node uint8 `[T, N, ...]`, axes after N in NIR order (C, H, W).
         margins: per spiking node float32 `[T, N, ...]`, H - V_th before the comparison, if asked.
+        outputs: float64 `[T, N, K]`, the read-out at every step, from engines that tell it: the
+            mean over the first t steps is what the network answers when it is run for t steps.
     """
 
     engine: EngineInfo
     logits: NDArray[np.float32]
     spikes: Spikes
     margins: Mapping[str, NDArray[np.float32]] | None = None
+    outputs: NDArray[np.float64] | None = None
 
 
 class Engine(Protocol):

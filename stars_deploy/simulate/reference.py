@@ -71,6 +71,7 @@ class FloatEngine:
             logits=np.concatenate([part.logits for part in parts]),
             spikes=_join([part.spikes for part in parts], self.nodes),
             margins=_join([part.margins or {} for part in parts], self.nodes) if margins else None,
+            outputs=np.concatenate([part.outputs for part in parts if part.outputs is not None], 1),
         )
 
     def _chunks(self, count: int) -> Iterator[slice]:
@@ -101,8 +102,10 @@ class FloatEngine:
             elif name in self._operators:
                 x = self._operators[name](x)
             values[name] = x
-        logits = values[output_name(self._graph)].mean(axis=0, dtype=np.float64)
-        return Recording(self.info, logits.astype(np.float32), spikes, distances)
+        outputs = np.asarray(values[output_name(self._graph)], np.float64)
+        every_step = np.broadcast_to(outputs, (self._metadata.T, *outputs.shape[1:]))
+        logits = outputs.mean(axis=0).astype(np.float32)
+        return Recording(self.info, logits, spikes, distances, every_step)
 
     def _sum(self, name: str, values: Mapping[str, Array]) -> Array:
         """Several edges into a node add up."""

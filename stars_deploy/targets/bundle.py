@@ -28,7 +28,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "targets": list,
     "seeds": dict,
 }
-SOURCES = ("evaluation", "synthetic", "random")
+SOURCES = ("evaluation", "synthetic", "random", "file")
 
 Json = dict[str, Any]
 Array = NDArray[Any]
@@ -41,7 +41,7 @@ class Golden:
     Attributes:
         images: uint8 `[N, C, H, W]`.
         labels: int64 `[N]`, -1 where unknown.
-        source: evaluation, synthetic or random.
+        source: evaluation, synthetic, random, or file (images the user gave).
         logits: per engine (float, integer) float32 `[N, K]`.
         spikes: per engine and spiking node uint8 `[T, N, ...]`.
     """

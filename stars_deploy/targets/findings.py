@@ -18,6 +18,7 @@ LIMIT_CODES = frozenset(
         "cores",
         "synaptic_memory",
         "input_axons",
+        "synaptic_delay",
     }
 )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from stars_deploy.simulate.recording import EngineInfo
+from stars_deploy.validate.divergence import Divergence, earlier
 
 SILENT, SATURATED = 0.005, 0.95  # firing rates beyond which equality proves little
 State = Literal["active", "silent", "saturated"]
@@ -20,6 +21,8 @@ class LayerParity:
         isolated_mismatches: differences on equal inputs, near ties excluded; None if not run.
         near_ties: differences on equal inputs that a neuron within 1e-5 of V_th began.
         unexplained: images whose first difference is in this layer and is no near tie.
+        first: the first step at which the layer differs on own inputs; None if it never does.
+        isolated_reference, isolated_target: spikes on equal inputs; None if not run.
     """
 
     name: str
@@ -31,6 +34,9 @@ class LayerParity:
     isolated_mismatches: int | None
     near_ties: int
     unexplained: int
+    first: Divergence | None = None
+    isolated_reference: int | None = None
+    isolated_target: int | None = None
 
     @property
     def rate(self) -> float:
@@ -47,6 +53,13 @@ class LayerParity:
         """|target - reference| / max(reference, 1), in spikes."""
         return relative(self.spikes_reference, self.spikes_target)
 
+    @property
+    def isolated_relative_difference(self) -> float | None:
+        """The same on equal inputs: what this layer alone adds; None if not run."""
+        if self.isolated_reference is None or self.isolated_target is None:
+            return None
+        return relative(self.isolated_reference, self.isolated_target)
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -58,6 +71,7 @@ class Parity:
         readout_difference: max |logit difference| on own inputs.
         isolated_readout: the same where the read-out got equal spikes; None if not run.
         logit_scale: max |logit| of the reference.
+        first: which layer is wrong first, and where; None if no spike differs.
     """
 
     reference: EngineInfo
@@ -71,6 +85,7 @@ class Parity:
     readout_difference: float
     isolated_readout: float | None
     logit_scale: float
+    first: Divergence | None = None
 
 
 def state_of(rate: float) -> State:
@@ -95,18 +110,19 @@ def added(a: Parity, b: Parity) -> Parity:
         readout_difference=max(a.readout_difference, b.readout_difference),
         isolated_readout=max(isolated) if isolated else None,
         logit_scale=max(a.logit_scale, b.logit_scale),
+        first=earlier(a.first, b.first, [layer.name for layer in a.layers]),
         **{name: getattr(a, name) + getattr(b, name) for name in counts},
     )
 
 
 def _added_layer(a: LayerParity, b: LayerParity) -> LayerParity:
-    none = a.isolated_mismatches is None or b.isolated_mismatches is None
     counts = (
         "neuron_steps", "spikes_reference", "spikes_target", "mismatches", "near_ties",
-        "unexplained",
+        "unexplained", "isolated_mismatches", "isolated_reference", "isolated_target",
     )  # fmt: skip
-    return replace(
-        a,
-        isolated_mismatches=None if none else a.isolated_mismatches + b.isolated_mismatches,  # type: ignore[operator]
-        **{name: getattr(a, name) + getattr(b, name) for name in counts},
-    )
+    sums = {name: _sum(getattr(a, name), getattr(b, name)) for name in counts}
+    return replace(a, first=earlier(a.first, b.first, [a.name]), **sums)  # type: ignore[arg-type]
+
+
+def _sum(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else a + b

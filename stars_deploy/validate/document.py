@@ -8,6 +8,7 @@ from typing import Any
 from stars_deploy.simulate.recording import EngineInfo
 from stars_deploy.targets.findings import Finding
 from stars_deploy.validate.counts import LayerParity, Parity
+from stars_deploy.validate.divergence import Divergence
 
 Json = dict[str, Any]
 
@@ -30,16 +31,42 @@ def layer_json(layer: LayerParity) -> Json:
         "mismatches": layer.mismatches,
         "isolated_mismatches": layer.isolated_mismatches,
         "near_ties": layer.near_ties,
+        "isolated_relative_difference": layer.isolated_relative_difference,
+        "first_step": layer.first.step if layer.first else None,
+        "first_at": _place(layer.first) if layer.first else None,
+    }
+
+
+def divergence_json(first: Divergence | None) -> Json | None:
+    """Return where two engines part first, None if they do not."""
+    if first is None:
+        return None
+    return {
+        "node": first.node,
+        "step": first.step,
+        **_place(first),
+        "margin": first.margin,
+        "near_tie": first.near_tie,
+    }
+
+
+def _place(first: Divergence) -> Json:
+    return {
+        "image": first.image,
+        "neuron": list(first.neuron),
+        "reference": first.reference,
+        "target": first.target,
     }
 
 
 def parity_json(parity: Parity) -> Json:
-    """Return accuracy, agreement, layers and read-out of a comparison."""
+    """Return accuracy, agreement, layers, first divergence and read-out of a comparison."""
     return {
         "n": parity.images,
         "accuracy": _accuracy(parity),
         "agreement": parity.agreeing / parity.images,
         "layers": [layer_json(layer) for layer in parity.layers],
+        "first_divergence": divergence_json(parity.first),
         "readout": {
             "max_abs_difference": parity.readout_difference,
             "isolated_max_abs_difference": parity.isolated_readout,
@@ -53,6 +80,7 @@ def also_json(parity: Parity) -> Json:
     return {
         "engine": engine_json(parity.target),
         "layers": whole["layers"],
+        "first_divergence": whole["first_divergence"],
         "readout": whole["readout"],
     }
 

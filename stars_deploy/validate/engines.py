@@ -11,7 +11,7 @@ from stars_deploy.simulate.recording import Engine
 
 #: Engines of this version, in the order of their distance from the graph.
 RUNNABLE = ("float", "integer", "onnx", "lava")
-#: Engines that need a device or a trace of one.
+#: Engines that run elsewhere: a command reaches them, or a trace says what they did.
 OUTSIDE = ("hardware", "recorded")
 NEEDS = {
     "float": ("graph.nir",),
@@ -25,14 +25,20 @@ NO_NETX = "the bundle has no loihi/network.net: NetX would change this network (
 
 
 def check_engine_name(name: str) -> None:
+    """Raise InputError for an engine that does not exist."""
+    if name not in (*RUNNABLE, *OUTSIDE):
+        raise InputError(f"engine {name!r} is unknown{nearest(name, (*RUNNABLE, *OUTSIDE))}")
+
+
+def require_runnable(name: str) -> None:
     """Raise InputError for an engine that does not exist, EngineError for one not run here."""
+    check_engine_name(name)
     if name in OUTSIDE:
+        needs = "--command TEMPLATE" if name == "hardware" else "--trace FILE"
         raise EngineError(
-            f"engine {name!r} needs a board or a trace of one, which this version cannot judge; "
-            f"run one of {', '.join(RUNNABLE)}"
+            f"engine {name!r} runs elsewhere: judge it with stars-deploy validate BUNDLE --engine "
+            f"{name} {needs}; here run one of {', '.join(RUNNABLE)}"
         )
-    if name not in RUNNABLE:
-        raise InputError(f"engine {name!r} is unknown{nearest(name, RUNNABLE)}")
 
 
 def build_engine(
@@ -74,8 +80,10 @@ def not_run(ran: set[str], present: set[str]) -> list[dict[str, str]]:
 
 
 def _reason(name: str, present: set[str]) -> str:
-    if name in OUTSIDE:
-        return "no board or trace of one is used by this version"
+    if name == "hardware":
+        return "no board was asked: --engine hardware needs a --command that reaches one"
+    if name == "recorded":
+        return "no trace was given: --engine recorded needs --trace"
     missing = [file for file in NEEDS[name] if file not in present]
     if missing:
         return f"the bundle has no {missing[0]}"

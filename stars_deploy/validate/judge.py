@@ -101,12 +101,14 @@ def _guilty(parity: Parity) -> list[LayerParity]:
 def _differs(layer: LayerParity, parity: Parity) -> Finding:
     apart = layer.isolated_mismatches
     on_equal = "" if apart is None else f"; {apart} on equal inputs, near ties excluded"
+    named = parity.first is not None and parity.first.node == layer.name
+    first = f"; first at {parity.first}" if named else ""
     return Finding(
         code="parity.spikes",
         severity="error",
         node=layer.name,
         message=f"{layer.mismatches} of {layer.neuron_steps} neuron-steps of "
-        f"{parity.target.name} differ from {parity.reference.name}{on_equal}",
+        f"{parity.target.name} differ from {parity.reference.name}{on_equal}{first}",
         value=apart or layer.mismatches,
         limit=0,
         remedy=_LAYER_REMEDY,

@@ -4,6 +4,7 @@ Two counts tell different things. `mismatches` is accumulated: every engine runs
 inputs, so one early difference shows in all later layers. `isolated_mismatches` gives each layer
 the same inputs in both engines, so only the layer that is wrong shows. A neuron whose first
 difference has |H - V_th| <= NEAR is a near tie: summation in another order decides it either way.
+Where something differs, the first neuron and step are named (`divergence.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 
 from stars_deploy.errors import EngineError
 from stars_deploy.simulate.recording import Engine, Recording
+from stars_deploy.validate.comparable import common_nodes, part_of
 from stars_deploy.validate.counts import LayerParity, Parity, added
+from stars_deploy.validate.divergence import Divergence, first_divergence, first_mismatch
 
 NEAR = 1e-5  # |H - V_th| in units of the membrane potential
 
@@ -76,72 +79,134 @@ def _compare_window(
     isolation: Isolation | None,
 ) -> Parity:
     expected = (
-        _part(reference, window) if isinstance(reference, Recording) else reference.run(images)
+        part_of(reference, window) if isinstance(reference, Recording) else reference.run(images)
     )
     found = target.run(images)
-    nodes = _nodes(expected, found, target.nodes)
-    fed = against = None
+    nodes = common_nodes(expected, found, target.nodes)
+    pair = _Pair(expected, found, window.start)
     if isolation is not None:
-        against = found if isolation.feed == "target" else expected
-        fed = isolation.engine.run(images, feed=against.spikes, margins=isolation.near > 0)
-        _nodes(against, fed, nodes)
-    near = isolation.near if isolation else 0.0
-    isolated = [_isolated(node, fed, against, near) for node in nodes]
+        pair = _isolate(pair, images, nodes, isolation)
+    isolated = [_isolated(node, pair) for node in nodes]
     own = [_per_image(expected.spikes[n] != found.spikes[n]) for n in nodes]
-    unexplained = _unexplained(own, [ties for _, ties in isolated]) if fed else [0] * len(nodes)
+    ties = [near_ties for _, near_ties in isolated]
+    unexplained = _unexplained(own, ties) if pair.fed else [0] * len(nodes)
     layers = tuple(
-        _layer(node, expected, found, differs, apart, blame)
+        _layer(node, pair, differs, apart, blame)
         for node, differs, apart, blame in zip(nodes, own, isolated, unexplained, strict=True)
     )
-    readout = None if fed is None or against is None else _distance(fed.logits, against.logits)
     return Parity(
-        expected.engine, found.engine, layers, isolated_readout=readout,
+        expected.engine, found.engine, layers,
+        isolated_readout=_distance(pair.fed.logits, pair.against.logits) if pair.fed else None,
         readout_difference=_distance(expected.logits, found.logits),
         logit_scale=float(np.abs(expected.logits).max(initial=0)),
+        first=_first(pair, nodes, own, images, isolation),
         **_predictions(expected.logits, found.logits, labels),
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """Two answers to the same images, `start` images after the first.
+
+    `fed` is what the isolating engine does on the spikes of `against`, one of the two.
+    """
+
+    expected: Recording
+    found: Recording
+    start: int
+    fed: Recording | None = None
+    near: float = 0.0
+    against_found: bool = True
+
+    @property
+    def against(self) -> Recording:
+        return self.found if self.against_found else self.expected
+
+
+def _isolate(pair: _Pair, images: Images, nodes: list[str], isolation: Isolation) -> _Pair:
+    pair = replace(pair, near=isolation.near, against_found=isolation.feed == "target")
+    fed = isolation.engine.run(images, feed=pair.against.spikes, margins=isolation.near > 0)
+    common_nodes(pair.against, fed, nodes)
+    return replace(pair, fed=fed)
+
+
+def _first(
+    pair: _Pair,
+    nodes: list[str],
+    own: Sequence[Counts],
+    images: Images,
+    isolation: Isolation | None,
+) -> Divergence | None:
+    """Return the first divergence with its margin, which costs nothing where all spikes agree."""
+
+    def near_ties(node: str) -> NDArray[np.bool_] | None:
+        return None if pair.fed is None else _masks(node, pair.fed, pair)[1]
+
+    first = first_divergence(nodes, own, pair.expected, pair.found, near_ties, pair.start)
+    if first is None or pair.fed is None or isolation is None:
+        return first
+    index, margins = first.image - pair.start, pair.fed.margins
+    if margins is None:
+        one = slice(index, index + 1)
+        feed = {node: train[:, one] for node, train in pair.against.spikes.items()}
+        margins, index = isolation.engine.run(images[one], feed=feed, margins=True).margins, 0
+    if margins is None or first.node not in margins:
+        return first
+    return replace(first, margin=float(margins[first.node][(first.step, index, *first.neuron)]))
+
+
 def _layer(
     node: str,
-    expected: Recording,
-    found: Recording,
+    pair: _Pair,
     differs: Counts,
     isolated: tuple[Counts | None, Counts],
     unexplained: int,
 ) -> LayerParity:
-    train = expected.spikes[node]
+    train = pair.expected.spikes[node]
     apart, ties = isolated
+    mismatches = int(differs.sum())
+    alone = None if pair.fed is None else int(np.count_nonzero(pair.fed.spikes[node]))
+    given = None if pair.fed is None else int(np.count_nonzero(pair.against.spikes[node]))
     return LayerParity(
         name=node,
         neurons=int(np.prod(train.shape[2:], dtype=np.int64)),
         neuron_steps=train.size,
         spikes_reference=int(np.count_nonzero(train)),
-        spikes_target=int(np.count_nonzero(found.spikes[node])),
-        mismatches=int(differs.sum()),
+        spikes_target=int(np.count_nonzero(pair.found.spikes[node])),
+        mismatches=mismatches,
         isolated_mismatches=None if apart is None else int(apart.sum()),
         near_ties=int(ties.sum()),
         unexplained=unexplained,
+        first=first_mismatch(node, pair.expected, pair.found, pair.start) if mismatches else None,
+        isolated_reference=alone if pair.against_found else given,
+        isolated_target=given if pair.against_found else alone,
     )
 
 
-def _isolated(
-    node: str, fed: Recording | None, against: Recording | None, near: float
-) -> tuple[Counts | None, Counts]:
+def _isolated(node: str, pair: _Pair) -> tuple[Counts | None, Counts]:
     """Return per image the differences on equal inputs: beyond near ties, and near ties."""
-    if fed is None or against is None:
+    if pair.fed is None:
         return None, np.zeros(0, np.int64)
-    differs = fed.spikes[node] != against.spikes[node]
-    if near == 0:
+    differs, excused = _masks(node, pair.fed, pair)
+    if excused is None:
         return _per_image(differs), np.zeros(differs.shape[1], np.int64)
+    return _per_image(differs & ~excused), _per_image(excused)
+
+
+def _masks(
+    node: str, fed: Recording, pair: _Pair
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
+    """Return [T, N, ...] what differs on equal inputs, and what of it near ties excuse, if any."""
+    differs = fed.spikes[node] != pair.against.spikes[node]
+    if pair.near == 0:
+        return differs, None
     if fed.margins is None or node not in fed.margins:
         raise EngineError(f"{fed.engine.name}: gave no margins for {node}; cannot tell near ties")
-    close = np.abs(fed.margins[node]) <= near
+    close = np.abs(fed.margins[node]) <= pair.near
     # From its first difference on, a neuron's membranes differ in the two engines, so what it
     # does later follows from that one: the first difference decides about all of its neuron.
     first = differs.argmax(axis=0, keepdims=True)
-    excused = differs & np.take_along_axis(close, first, axis=0)
-    return _per_image(differs & ~excused), _per_image(excused)
+    return differs, differs & np.take_along_axis(close, first, axis=0)
 
 
 def _unexplained(own: Sequence[Counts], ties: Sequence[Counts]) -> list[int]:
@@ -177,36 +242,3 @@ def _predictions(reference: NDArray[Any], target: NDArray[Any], labels: Labels) 
 
 def _distance(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(np.abs(a.astype(np.float64) - b).max(initial=0))
-
-
-def _part(recording: Recording, window: slice) -> Recording:
-    """Return what a recording says about some of its images."""
-    spikes = {node: train[:, window] for node, train in recording.spikes.items()}
-    return replace(recording, logits=recording.logits[window], spikes=spikes, margins=None)
-
-
-def _nodes(expected: Recording, found: Recording, order: Sequence[str]) -> list[str]:
-    """Return the spiking nodes in order, after checking that both recordings are comparable."""
-    who = found.engine.name
-    missing = expected.spikes.keys() ^ found.spikes.keys() or expected.spikes.keys() ^ set(order)
-    if missing:
-        raise EngineError(
-            f"{who} and {expected.engine.name} did not record the same layers: "
-            f"{', '.join(sorted(missing))} only in one of them"
-        )
-    for node in order:
-        if expected.spikes[node].shape != found.spikes[node].shape:
-            raise EngineError(
-                f"{who}: spikes of {node} have shape {found.spikes[node].shape}, "
-                f"expected {expected.spikes[node].shape} [T, N, ...] as {expected.engine.name}"
-            )
-    for recording in (expected, found):
-        if (
-            expected.logits.shape != recording.logits.shape
-            or not np.isfinite(recording.logits).all()
-        ):
-            raise EngineError(
-                f"{recording.engine.name}: logits of shape {recording.logits.shape} are not "
-                f"{expected.logits.shape} finite numbers"
-            )
-    return list(order)

@@ -86,6 +86,7 @@ def against_training(
         "accuracy": accuracy,
         "agreement": None,
         "layers": layers,
+        "first_divergence": None,
         "readout": {"max_abs_difference": None, "isolated_max_abs_difference": None},
     }
     rule = {
@@ -117,6 +118,9 @@ def _layer(
         "mismatches": None,
         "isolated_mismatches": None,
         "near_ties": None,
+        "isolated_relative_difference": None,
+        "first_step": None,
+        "first_at": None,
     }
 
 

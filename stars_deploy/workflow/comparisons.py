@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -85,11 +85,21 @@ def _onnx(setting: Setting, target: CountingEngine, tick: Tick) -> Outcome:
 
 def _lava(setting: Setting, target: CountingEngine, tick: Tick) -> Outcome:
     """Lava's fixed-point models against the integer engine: equal, raw and through NetX."""
-    integer = setting.build("integer")
-    isolation = Isolation(integer, near=0.0)
     engines: list[Engine] = [target]
     if setting.bundle.has("loihi/network.net"):
         engines.append(setting.build("lava-netx"))
+    return _exact(setting, engines, tick)
+
+
+def _elsewhere(setting: Setting, target: CountingEngine, tick: Tick) -> Outcome:
+    """The trace of a run elsewhere against the integer engine: equal."""
+    return _exact(setting, [target], tick)
+
+
+def _exact(setting: Setting, engines: Sequence[Engine], tick: Tick) -> Outcome:
+    """Integer arithmetic elsewhere against ours; the first engine gives the verdict's numbers."""
+    integer = setting.build("integer")
+    isolation = Isolation(integer, near=0.0)
     parities = [
         _compared(setting, engine, _stored(setting, integer, "integer"), isolation, tick)
         for engine in engines
@@ -100,7 +110,7 @@ def _lava(setting: Setting, target: CountingEngine, tick: Tick) -> Outcome:
     also = [document.also_json(parity) for parity in parities[1:]]
     reference = _reference("integer", setting.golden_only)
     whole = document.parity_json(parities[0])
-    return Outcome(whole, found, rule, reference, also, {"float", "integer", "lava"})
+    return Outcome(whole, found, rule, reference, also, {"float", "integer", setting.engine})
 
 
 def _float(setting: Setting, target: CountingEngine, tick: Tick) -> Outcome:
@@ -129,6 +139,8 @@ COMPARISONS: dict[str, Callable[[Setting, CountingEngine, Tick], Outcome]] = {
     "integer": _integer,
     "onnx": _onnx,
     "lava": _lava,
+    "hardware": _elsewhere,
+    "recorded": _elsewhere,
 }
 
 

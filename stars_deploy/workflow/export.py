@@ -22,6 +22,7 @@ from stars_deploy.files import (
     write_json,
     write_text,
 )
+from stars_deploy.graph.foreign import Reading
 from stars_deploy.graph.gain import fold_gain, unfold_gain
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.reader import read_graph
@@ -33,7 +34,7 @@ from stars_deploy.validate.card import card_text
 from stars_deploy.validate.check import check
 from stars_deploy.validate.engines import build_engine
 from stars_deploy.validate.training import read_training
-from stars_deploy.workflow.samples import Samples, golden_samples
+from stars_deploy.workflow.samples import AUTO, Samples, golden_samples
 from stars_deploy.workflow.sources import STUDENT, Source, open_source
 
 TARGETS = ("nir", "onnx", "loihi")
@@ -42,18 +43,26 @@ GOLDEN_SEED = 0
 #: Scripts that run a target without this package, and what they need.
 KITS = {
     "onnx": ("run_onnx.py", "requirements-onnx.txt"),
-    "loihi": ("run_lava.py", "requirements-lava.txt"),
+    "loihi": ("run_lava.py", "requirements-lava.txt", "hil/hil_run.py", "hil/README.md"),
 }
 Json = dict[str, Any]
 
 
 def export(
-    source: Path, targets: Sequence[str], profile: str, golden: int, nir_gain: str, out: Path
+    source: Path,
+    targets: Sequence[str],
+    profile: str,
+    golden: int,
+    nir_gain: str,
+    out: Path,
+    reading: Reading | None = None,
+    golden_images: str = AUTO,
 ) -> Json:
     """Write the bundle OUT of SOURCE: graph.nir, golden.npz, the targets, their kits, the seal.
 
     The bundle appears as a whole or not at all, and replaces nothing but a bundle. What was
-    measured about SOURCE (training.json, synthetic.png) comes along.
+    measured about SOURCE (training.json, synthetic.png) comes along. `reading` says what a graph of
+    another tool leaves open, `golden_images` which images are recorded (see golden_samples).
 
     Raises:
         InputError: an unknown target or gain, or an OUT that would be lost.
@@ -62,12 +71,12 @@ def export(
     wanted = _checked(targets, golden, nir_gain)
     chosen = load_profile(profile)
     refuse_foreign(out)
-    opened = open_source(source)
+    opened = open_source(source, reading)
     with atomic_directory(out) as folder:
         write_graph(_with_gain(opened.graph, nir_gain), folder / "graph.nir")
         graph = read_graph(folder / "graph.nir")  # targets come from the file, not from memory
         _write_targets(graph, wanted, chosen, folder)
-        samples = _record(graph, golden, opened, folder)
+        samples = _record(graph, golden, golden_images, opened, folder)
         _copy_evidence(opened, folder)
         manifest = write_manifest(
             folder,
@@ -83,6 +92,7 @@ def export(
         "profile": manifest["profile"],
         "source": manifest["source"],
         "golden": {"n": len(samples.images), "source": samples.source},
+        "notes": [str(note) for note in opened.notes],
         "files": sorted(manifest["sha256"]),
         "tool_version": __version__,
     }
@@ -116,6 +126,7 @@ def _write_targets(
         write_loihi(graph, profile, folder)
     for target in targets:
         for name in KITS.get(target, ()):
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(asset("export", name), folder / name)
 
 
@@ -144,10 +155,10 @@ def write_loihi(graph: nir.NIRGraph, profile: Profile, folder: Path) -> None:
         write_netx(network.document, network.arrays, folder / "loihi" / "network.net")
 
 
-def _record(graph: nir.NIRGraph, count: int, source: Source, folder: Path) -> Samples:
+def _record(graph: nir.NIRGraph, count: int, choice: str, source: Source, folder: Path) -> Samples:
     """Choose golden images and write what the engines of the bundle answer to them."""
     run = source.path if source.kind == "run" else None
-    samples = golden_samples(graph, count, run)
+    samples = golden_samples(graph, count, run, choice)
     answers: dict[str, Recording] = {
         "float": build_engine("float", graph, folder).run(samples.images)
     }

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import nir
+import numpy as np
 
 from stars_deploy.config.profile import Profile, load_profile
+from stars_deploy.console import Progress
 from stars_deploy.errors import InputError, nearest
 from stars_deploy.graph.geometry import output_shapes
 from stars_deploy.graph.metadata import metadata_of
@@ -17,8 +19,9 @@ from stars_deploy.graph.order import spiking_nodes
 from stars_deploy.graph.reader import read_graph
 from stars_deploy.simulate.recording import Engine
 from stars_deploy.targets.bundle import Bundle, Golden, open_bundle, read_golden
-from stars_deploy.validate.engines import build_engine, check_engine_name
+from stars_deploy.validate.engines import OUTSIDE, build_engine, check_engine_name
 from stars_deploy.validate.training import read_training
+from stars_deploy.workflow.board import Elsewhere, open_elsewhere, run_elsewhere
 from stars_deploy.workflow.samples import Samples, golden_part, load_samples
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -40,6 +43,14 @@ class Setting:
     device: str
     timeout: float
     batch: int
+    elsewhere: Elsewhere | None
+
+    def target(self, progress: Progress) -> Engine:
+        """Return the engine asked for; one that runs elsewhere has answered all images then."""
+        if self.elsewhere is None:
+            return self.build(self.engine)
+        path, images = self.bundle.path, self.samples.images
+        return run_elsewhere(self.elsewhere, path, images, self.timeout, progress)
 
     def build(self, name: str) -> Engine:
         """Return an engine for the bundle's files."""
@@ -66,8 +77,12 @@ def open_setting(
     limit: int | None,
     timeout: float,
     device: str,
+    command: str | None = None,
+    trace: Path | None = None,
 ) -> Setting:
     """Open and check everything before anything is run; `engine` None is the profile's own.
+
+    A trace over fewer images than there are stands for the first ones, as --limit would.
 
     Raises: BundleError, InputError, RecipeError, DataError, EngineError.
     """
@@ -78,7 +93,13 @@ def open_setting(
     graph = read_graph(bundle.file("graph.nir"))
     golden = read_golden(bundle.file("golden.npz"))
     _require_profile(bundle, name, chosen)
+    elsewhere = open_elsewhere(name, path, command, trace)
     samples = golden_part(golden, limit) if data is None else load_samples(graph, data, limit)
+    if elsewhere is not None and elsewhere.trace is not None and limit is None:
+        recorded = len(elsewhere.trace.images)
+        limit = recorded if recorded < len(samples.images) else None
+        samples = samples.first(limit)
+    _require_images_placeholder(elsewhere, samples, golden)
     return Setting(
         bundle=bundle,
         graph=graph,
@@ -91,6 +112,7 @@ def open_setting(
         device=resolve_device(name, device),
         timeout=timeout,
         batch=batch_size(graph),
+        elsewhere=elsewhere,
     )
 
 
@@ -126,7 +148,7 @@ def resolve_device(engine: str, device: str) -> str:
 
 def _require_profile(bundle: Bundle, engine: str, profile: Profile) -> None:
     """Refuse to judge integers that were made for another profile."""
-    if engine not in ("integer", "lava"):
+    if engine not in ("integer", "lava", *OUTSIDE):
         return
     bundle.file("loihi/network.json")
     made_for = bundle.manifest["profile"]
@@ -134,4 +156,17 @@ def _require_profile(bundle: Bundle, engine: str, profile: Profile) -> None:
         raise InputError(
             f"--profile {profile.name}: the integer parameters of {bundle.path} are for profile "
             f"{made_for}; validate with that, or export with --profile {profile.name}"
+        )
+
+
+def _require_images_placeholder(
+    elsewhere: Elsewhere | None, samples: Samples, golden: Golden
+) -> None:
+    """Refuse a command that would run the golden images where others are asked for."""
+    if elsewhere is None or elsewhere.command is None or "images" in elsewhere.command.fields:
+        return
+    if not np.array_equal(samples.images, golden.images):
+        raise InputError(
+            f"--command {elsewhere.command.template!r}: has no {{images}}, so it runs all golden "
+            f"images, but other images are asked for (--data, --limit): add --images {{images}}"
         )

@@ -13,6 +13,7 @@ import numpy as np
 from stars_deploy import __version__
 from stars_deploy.config.profile import Profile, load_profile
 from stars_deploy.console import Progress, no_progress
+from stars_deploy.graph.foreign import Reading
 from stars_deploy.graph.geometry import output_shapes
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.simulate.energy import CountingEngine, modeled_energy
@@ -20,7 +21,7 @@ from stars_deploy.simulate.recording import Engine
 from stars_deploy.targets.bundle import read_golden
 from stars_deploy.validate.counts import state_of
 from stars_deploy.validate.document import engine_json
-from stars_deploy.validate.engines import NEEDS, build_engine, check_engine_name
+from stars_deploy.validate.engines import NEEDS, build_engine, require_runnable
 from stars_deploy.workflow.export import write_loihi, write_onnx
 from stars_deploy.workflow.samples import Samples, golden_part, golden_samples, load_samples
 from stars_deploy.workflow.setting import batch_size, default_engine, resolve_device
@@ -39,10 +40,12 @@ def simulate(
     limit: int | None = None,
     device: str = "auto",
     progress: Progress = no_progress,
+    reading: Reading | None = None,
 ) -> Json:
     """Run SOURCE (a run, a bundle or a .nir file) and count accuracy, spikes and modeled energy.
 
-    Targets that the source does not hold for this profile are built in a temporary folder.
+    `reading` says what a graph of another tool leaves open. Targets that the source does not hold
+    for this profile are built in a temporary folder.
 
     Raises:
         InputError: bad source, engine or limit. GraphError, DoesNotFit: the graph cannot be
@@ -50,9 +53,9 @@ def simulate(
     """
     chosen = load_profile(profile)
     name = default_engine(chosen) if engine is None else engine
-    check_engine_name(name)
-    opened = open_source(source)
-    samples = _samples(opened, data, limit)
+    require_runnable(name)
+    opened = open_source(source, reading)
+    samples = samples_of(opened, data, limit)
     with tempfile.TemporaryDirectory(prefix="stars-deploy.") as folder:
         files = _files(opened, name, chosen, Path(folder))
         place = resolve_device(name, device)
@@ -61,7 +64,8 @@ def simulate(
     return _result(opened, chosen, runner, samples, correct)
 
 
-def _samples(source: Source, data: str | None, limit: int | None) -> Samples:
+def samples_of(source: Source, data: str | None, limit: int | None) -> Samples:
+    """Return the images of `data`, else the golden ones of a bundle, else what would be golden."""
     if data is not None:
         return load_samples(source.graph, data, limit)
     if source.bundle is not None:
@@ -112,6 +116,7 @@ def _result(
     return {
         "profile": profile.name,
         "engine": engine_json(engine.info),
+        "notes": [str(note) for note in source.notes],
         "images": samples.source,
         "n": engine.images,
         "accuracy": correct / labelled if labelled else None,

@@ -11,7 +11,10 @@ import nir
 from stars_deploy.errors import InputError
 from stars_deploy.files import read_json, sha256
 from stars_deploy.graph.canonical import canonical
-from stars_deploy.graph.reader import load_graph, read_graph
+from stars_deploy.graph.foreign import Adopted, Reading, adopt
+from stars_deploy.graph.foreign_structure import Note
+from stars_deploy.graph.problems import refuse, require_runnable
+from stars_deploy.graph.reader import load_graph
 from stars_deploy.targets.bundle import MANIFEST, Bundle, open_bundle
 
 STUDENT = "student.safetensors"
@@ -25,12 +28,14 @@ class Source:
         path: as given.
         graph: the runnable graph in it.
         bundle: the opened bundle, if it is one.
+        notes: what was read into a graph that another tool wrote.
     """
 
     path: Path
     kind: Literal["run", "bundle", "nir"]
     graph: nir.NIRGraph
     bundle: Bundle | None = None
+    notes: tuple[Note, ...] = ()
 
     def provenance(self) -> dict[str, Any]:
         """Return what a manifest says about the source: kind, name and SHA-256, no machine path."""
@@ -38,29 +43,35 @@ class Source:
             return dict(self.bundle.manifest["source"])
         file = self.path / STUDENT if self.kind == "run" else self.path
         made = _how_it_was_made(self.path) if self.kind == "run" else {}
+        if self.notes:
+            made["read_as"] = [str(note) for note in self.notes]
         return {"kind": self.kind, "name": self.path.resolve().name, "sha256": sha256(file), **made}
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path, reading: Reading | None = None) -> Source:
     """Open a RUN directory, a BUNDLE directory or a .nir file.
 
+    `reading` says what a graph of another tool leaves open; it must not contradict SOURCE.
     Raises: InputError if it is none of them; BundleError, GraphError, WeightsError, RecipeError.
     """
     kind = source_kind(path)
-    if kind == "bundle":
-        bundle = open_bundle(path)
-        return Source(path, kind, read_graph(bundle.file("graph.nir")), bundle)
-    if kind == "run":
-        return Source(path, kind, _student_graph(path))
-    return Source(path, kind, read_graph(path))
+    bundle = open_bundle(path) if kind == "bundle" else None
+    adopted = adopt(_graph(path, kind, bundle), reading)
+    refuse(adopted.problems, str(path))
+    require_runnable(adopted.graph, str(path))
+    return Source(path, kind, canonical(adopted.graph), bundle, adopted.notes)
 
 
-def load_any_graph(path: Path) -> nir.NIRGraph:
-    """Return the graph of SOURCE as it is, also one that cannot be run, for `check`."""
+def load_any_graph(path: Path, reading: Reading | None = None) -> Adopted:
+    """Return the graph of SOURCE as far as it is understood, also a bad one, for `check`."""
     kind = source_kind(path)
-    if kind == "bundle":
-        return load_graph(open_bundle(path).file("graph.nir"))
-    return _student_graph(path) if kind == "run" else load_graph(path)
+    return adopt(_graph(path, kind, open_bundle(path) if kind == "bundle" else None), reading)
+
+
+def _graph(path: Path, kind: str, bundle: Bundle | None) -> nir.NIRGraph:
+    if kind == "run":
+        return _student_graph(path)
+    return load_graph(path if bundle is None else bundle.file("graph.nir"))
 
 
 def source_kind(path: Path) -> Literal["run", "bundle", "nir"]:

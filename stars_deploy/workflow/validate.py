@@ -12,10 +12,12 @@ from stars_deploy.console import Progress, no_progress
 from stars_deploy.errors import InputError, RecipeError
 from stars_deploy.files import json_text, read_json, sha256, write_texts
 from stars_deploy.simulate.energy import CountingEngine, modeled_energy
+from stars_deploy.simulate.recorded_engine import RecordedEngine
 from stars_deploy.targets.findings import Finding
 from stars_deploy.validate import document
 from stars_deploy.validate.card import card_text
 from stars_deploy.validate.check import check
+from stars_deploy.validate.diagnosis import rounding
 from stars_deploy.validate.engines import not_run
 from stars_deploy.validate.lowering import lowering_differences, onnx_differences
 from stars_deploy.validate.report import report_html
@@ -35,17 +37,22 @@ def validate(
     timeout: float = 900.0,
     device: str = "auto",
     progress: Progress = no_progress,
+    command: str | None = None,
+    trace: Path | None = None,
 ) -> Json:
     """Compare an engine with its reference and write validation.json, report.html and card.md.
 
     First of all the bundle is compared with itself: its golden recordings are computed again,
     and its targets are built again from graph.nir. Without `data` the golden images are used.
+    `command` is what engine hardware runs, `trace` what engine recorded replays, or where engine
+    hardware keeps its own (see workflow.board).
 
     Returns: validation.json; `verdict` is pass or fail, `reason` the first failure in words.
-    Raises: BundleError, InputError, EngineError; nothing is written then.
+    Raises: BundleError, InputError, EngineError; nothing is written then, but for the trace of a
+        command that ran.
     """
-    setting = open_setting(bundle, profile, engine, data, limit, timeout, device)
-    target = CountingEngine(setting.build(setting.engine))
+    setting = open_setting(bundle, profile, engine, data, limit, timeout, device, command, trace)
+    target = CountingEngine(setting.target(progress))
     findings = _self_check(setting, progress)
     total = len(setting.samples.images)
     outcome = COMPARISONS[setting.engine](
@@ -97,7 +104,10 @@ def _result(
     setting: Setting, target: CountingEngine, outcome: Outcome, findings: list[Finding]
 ) -> Json:
     failed = document.first_error(findings)
-    notes = [item for item in check(setting.graph, setting.profile) if item.severity != "info"]
+    checked = check(setting.graph, setting.profile)
+    notes = [item for item in checked if item.severity != "info"]
+    if setting.engine == "integer":
+        notes += rounding(outcome.parity["layers"], checked)
     accuracy = outcome.parity["accuracy"]
     reached = accuracy["target"] if accuracy else None
     samples, bundle = setting.samples, setting.bundle
@@ -112,7 +122,7 @@ def _result(
         "verdict": "fail" if failed else "pass",
         "reason": failed,
         "profile": setting.profile.name,
-        "engine": document.engine_json(target.info),
+        "engine": _engine(target),
         "reference": outcome.reference,
         "training": training,
         "images": samples.source,
@@ -128,6 +138,12 @@ def _result(
     }
 
 
+def _engine(target: CountingEngine) -> Json:
+    """Return who computed it; for a run elsewhere also how it was run, and how long it took."""
+    about = target.engine.about() if isinstance(target.engine, RecordedEngine) else {}
+    return {**document.engine_json(target.info), **about}
+
+
 def _command(setting: Setting) -> str:
     name = setting.bundle.path.resolve().name
     words = ["stars-deploy", "validate", name, "--profile", setting.profile.name]
@@ -136,6 +152,11 @@ def _command(setting: Setting) -> str:
         words += ["--data", setting.data]
     if setting.limit is not None:
         words += ["--limit", str(setting.limit)]
+    elsewhere = setting.elsewhere
+    if elsewhere is not None and elsewhere.command is not None:
+        words += ["--command", elsewhere.command.template]
+    elif elsewhere is not None:
+        words += ["--trace", str(elsewhere.file)]
     return shlex.join(words)
 
 
@@ -176,4 +197,5 @@ def _alike(item: Any, result: Json) -> bool:
 
 def _subject(result: Json) -> tuple[object, ...]:
     """Return what a verdict is about; a newer one on the same replaces it."""
-    return result["engine"].get("name"), result["profile"], result["images"]
+    engine = result["engine"]
+    return engine.get("name"), engine.get("run_config"), result["profile"], result["images"]

@@ -19,7 +19,9 @@ from typing import Literal
 
 import numpy as np
 
-from stars_deploy.graph.linear import as_operator, identity
+from stars_deploy.errors import GraphError
+from stars_deploy.graph.geometry import Shape
+from stars_deploy.graph.linear import LARGEST_MATRIX, as_operator, identity
 from stars_deploy.targets.findings import Finding
 from stars_deploy.targets.loihi.stages import INPUT, Incoming, Stage, connection, shifted
 
@@ -37,9 +39,11 @@ def balanced(
     """
     depths = {INPUT: 0}
     shapes = {stage.name: stage.shape for stage in stages}
+    taken = {*shapes, *(item.name for stage in stages for item in stage.incoming)}
     result: list[Stage] = []
     relays: dict[str, Stage] = {}
     delayed: list[tuple[Stage, Incoming]] = []
+    found: list[Finding] = []
     for stage in stages:
         depth = 1 + max((depths[item.source] for item in stage.incoming), default=0)
         depths[stage.name] = depth
@@ -49,7 +53,12 @@ def balanced(
             if host and item.source == INPUT:
                 continue
             if missing and balance == "relay" and item.source != INPUT:
-                chain = _relays(item.source, shapes, depths[item.source], missing)
+                shape = shapes[item.source]
+                try:
+                    chain = _relays(item.source, shape, depths[item.source], missing, taken)
+                except GraphError:
+                    found.append(_too_wide(item.source, math.prod(shape)))
+                    continue
                 result += [relay for relay in chain if relay.name not in relays]
                 relays |= {relay.name: relay for relay in chain}
                 stage = shifted(stage, index, source=chain[-1].name)
@@ -57,30 +66,54 @@ def balanced(
                 stage = shifted(stage, index, delay=missing)
                 delayed.append((stage, stage.incoming[index]))
         result.append(stage)
-    found = [*_relay_cost(list(relays.values())), *_delay_cost(delayed), *_too_long(delayed)]
+    found += [*_relay_cost(list(relays.values())), *_delay_cost(delayed), *_too_long(delayed)]
     return sorted(result, key=lambda stage: stage.depth), found
 
 
-def _relays(source: str, shapes: dict[str, tuple[int, ...]], depth: int, count: int) -> list[Stage]:
-    """Return `count` relays in a row after `source`."""
+def _relays(source: str, shape: Shape, depth: int, count: int, taken: set[str]) -> list[Stage]:
+    """Return `count` relays in a row after `source`, under names that are not `taken`."""
     chain = []
-    operator, before = as_operator(identity(shapes[source])), source
+    operator, before = as_operator(identity(shape)), source
     for step in range(1, count + 1):
         name = f"{source}_relay{step}"
-        while name in shapes:
+        while name in taken or f"{name}_in" in taken:
             name += "_"
         incoming = connection(f"{name}_in", source, before, operator)
-        bias = np.zeros((1,) * len(shapes[source]))
-        chain.append(Stage(name, shapes[source], (incoming,), bias, None, True, depth + step))
+        bias = np.zeros((1,) * len(shape))
+        chain.append(Stage(name, shape, (incoming,), bias, None, True, depth + step))
         before = name
     return chain
 
 
+def _too_wide(source: str, neurons: int) -> Finding:
+    """A relay of a vector is a matrix, which is stored as a whole."""
+    return Finding(
+        code="relay",
+        severity="error",
+        node=source,
+        message=f"a relay of its {neurons} neurons needs a matrix of {neurons} x {neurons}",
+        value=float(neurons),
+        limit=float(math.isqrt(LARGEST_MATRIX)),
+        remedy="use synaptic delays (--balance delay)",
+    )
+
+
 def synapses(stage: Stage, item: Incoming) -> int:
-    """Return how many synapses an operator has when each is stored for itself, borders included."""
+    """Return how many synapses an operator has when each is stored for itself.
+
+    A kernel tap has one where it reads a pixel, none where it reads padding.
+    """
     if item.kind == "dense":
         return int(np.count_nonzero(item.weight))
-    return int(np.count_nonzero(item.weight)) * math.prod(stage.shape[1:])
+    rows, columns = (_reads(item, axis, stage.shape[1 + axis]) for axis in (0, 1))
+    return int(np.count_nonzero(item.weight, axis=(0, 1)).ravel() @ np.outer(rows, columns).ravel())
+
+
+def _reads(item: Incoming, axis: int, made: int) -> list[int]:
+    """Return, per kernel tap along an axis, how many of the `made` positions read a pixel."""
+    at = item.stride[axis] * np.arange(made) - item.padding[axis]
+    taps = [at + tap * item.dilation[axis] for tap in range(item.weight.shape[2 + axis])]
+    return [int(((tap >= 0) & (tap < item.given[1 + axis])).sum()) for tap in taps]
 
 
 def _relay_cost(relays: list[Stage]) -> list[Finding]:
@@ -113,8 +146,8 @@ def _delay_cost(delayed: list[tuple[Stage, Incoming]]) -> list[Finding]:
             severity="info",
             node=None,
             message=f"{len(delayed)} connections are balanced by synaptic delays of up to "
-            f"{max(item.delay for _, item in delayed)} steps{note}: up to {count} synapses "
-            "that are stored one by one",
+            f"{max(item.delay for _, item in delayed)} steps{note}: {count} synapses, stored "
+            "one by one",
             value=float(count),
             remedy="--balance relay uses relay populations where messages are spikes",
         )
@@ -131,7 +164,9 @@ def _too_long(delayed: list[tuple[Stage, Incoming]]) -> list[Finding]:
             f"{LONGEST_DELAY} steps",
             value=float(item.delay),
             limit=float(LONGEST_DELAY),
-            remedy="use relays (--balance relay), or shorter skips",
+            remedy="use shorter skips: no relay repeats the messages of the image"
+            if item.source == INPUT
+            else "use relays (--balance relay), or shorter skips",
         )
         for stage, item in delayed
         if item.delay > LONGEST_DELAY

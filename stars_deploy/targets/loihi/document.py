@@ -83,18 +83,18 @@ def assemble(
     arrays: dict[str, Array] = {"input_table": code.table}
     populations: list[dict[str, Any]] = []
     connections: list[dict[str, Any]] = []
+    taken = {item.name for stage in stages for item in stage.incoming}
     for stage, found, decay in zip(stages, integers, decays, strict=True):
         populations.append(_population(stage, found, decay, metadata.T))
         if found.bias.any():
             arrays[f"b.{stage.name}"] = _stored(found.bias)
         for item, weight, shift in zip(stage.incoming, found.weights, found.shifts, strict=True):
             if shift is not None:
-                key = _kept(arrays, f"w.{item.name}", weight)
-                entry = _connection(stage, item, item.name, key, 0)
-                connections.append(entry | {"host_shift": shift})
+                key = _kept(arrays, f"w.{item.name}", weight, item.node)
+                connections.append(_host_connection(stage, item, key, shift))
                 continue
-            for name, part in _parts(item, weight, ranges):
-                key = _kept(arrays, f"w.{name}", part)
+            for name, part in _parts(item, weight, ranges, taken):
+                key = _kept(arrays, f"w.{name}", part, item.node)
                 connections.append(_connection(stage, item, name, key, code.bits))
     document = {
         "schema": 1,
@@ -129,19 +129,28 @@ def _stored(bias: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 def _parts(
-    item: Incoming, weight: NDArray[np.int32], ranges: Ranges
+    item: Incoming, weight: NDArray[np.int32], ranges: Ranges, taken: set[str]
 ) -> list[tuple[str, NDArray[np.int32]]]:
-    """Return a connection, or those in parallel that hold its weights together."""
-    parts = parallel_parts(weight, ranges)
-    return [(item.name if i == 1 else f"{item.name}__{i}", part) for i, part in enumerate(parts, 1)]
+    """Return a connection, or those in parallel that hold its weights together.
+
+    The first has the operator's name, the others names that are not `taken`, and take them.
+    """
+    first, *others = parallel_parts(weight, ranges)
+    named = [(item.name, first)]
+    for number, part in enumerate(others, 2):
+        name = f"{item.name}_{number}"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        named.append((name, part))
+    return named
 
 
-def _kept(arrays: dict[str, Array], key: str, weight: NDArray[np.int32]) -> str:
-    """Store weights under `key`, unless they are there: one operator may have several sources."""
-    for other, stored in arrays.items():
-        if other.startswith("w.") and np.array_equal(stored, weight):
-            return other
-    assert key not in arrays
+def _kept(arrays: dict[str, Array], key: str, weight: NDArray[np.int32], node: str) -> str:
+    """Store weights under `key`, unless the operator stands there already for another source."""
+    same = f"w.{node}"
+    if same in arrays and np.array_equal(arrays[same], weight):
+        return same
     arrays[key] = weight
     return key
 
@@ -162,6 +171,11 @@ def _connection(stage: Stage, item: Incoming, name: str, key: str, bits: int) ->
         "message_bits": bits if item.source == INPUT else 0,
         "weight_exp": 0,
     }
+
+
+def _host_connection(stage: Stage, item: Incoming, key: str, shift: int) -> dict[str, Any]:
+    """Return what the host computes: geometry and weights as of any other connection."""
+    return _connection(stage, item, item.name, key, 0) | {"host_shift": shift}
 
 
 def _population(stage: Stage, found: Quantised, decay: int, steps: int) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class Incoming:
     dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
     delay: int = 0  # steps that messages wait, besides the one of every connection
+    given: Shape = ()  # of the source
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,10 @@ def _inexact(name: str, path: _Path, problem: GraphError) -> Finding:
 
 
 def _stage(name: str, shape: Shape, total: _Value, neuron: Any, taken: set[str]) -> Stage:
-    """Make the operators of a population explicit and give the connections new names."""
+    """Make the operators of a population explicit and give the connections their names."""
+    if name == INPUT:
+        message = f"a population cannot be called {INPUT!r}, which stands for the image"
+        raise _Refused(Finding("structure", "error", name, message, remedy="rename the node"))
     if len(shape) not in (1, 3):
         message = f"holds neurons of shape {shape}; populations are maps [C, H, W] or vectors [N]"
         remedy = "write a map [C, L] as [C, 1, L], with Conv2d instead of Conv1d"
@@ -245,12 +249,12 @@ def _per_channel(bias: Reals) -> Reals:
 def _named(name: str, path: _Path, operator: LinearMap, taken: set[str]) -> Incoming:
     """Return an operator as a connection, named after the last node on its path.
 
-    A node on paths into several populations, or from several, needs their names too.
+    A node that leads to several populations, or to one from several, names each connection's ends.
     """
     node = path.nodes[-1] if path.nodes else name
     title = node if path.nodes else f"{name}_from_{path.source}"
-    for longer in (f"{node}_to_{name}", f"{node}_from_{path.source}_to_{name}"):
-        title = longer if title in taken else title
+    for end in (f"_from_{path.source}", f"_to_{name}"):
+        title += end if title in taken else ""
     while title in taken:
         title += "_"
     return connection(title, node, path.source, operator)
@@ -260,7 +264,7 @@ def connection(name: str, node: str, source: str, operator: LinearMap) -> Incomi
     """Return an explicit operator as a connection whose groups Lava can hold."""
     assert operator.weight is not None
     if operator.window is None:
-        return Incoming(name, node, source, "dense", operator.weight)
+        return Incoming(name, node, source, "dense", operator.weight, given=operator.given)
     groups, kernel, window = operator.groups, operator.weight, operator.window
     if groups == 1:
         groups = find_groups(kernel)
@@ -270,7 +274,16 @@ def connection(name: str, node: str, source: str, operator: LinearMap) -> Incomi
         fewer = max(g for g in range(1, FIELD_LIMIT + 1) if groups % g == 0)
         kernel, groups = compact_kernel(expand_kernel(kernel, groups), fewer), fewer
     return Incoming(
-        name, node, source, "conv", kernel, window.stride, window.padding, window.dilation, groups
+        name,
+        node,
+        source,
+        "conv",
+        kernel,
+        window.stride,
+        window.padding,
+        window.dilation,
+        groups,
+        given=operator.given,
     )
 
 
