@@ -15,11 +15,21 @@ from numpy.typing import NDArray
 
 from stars_deploy.errors import BundleError
 from stars_deploy.files import read_json, read_npz
+from stars_deploy.simulate.integer_extremes import (
+    EXACT,
+    Reals,
+    shifted,
+    sum_range,
+    table_range,
+)
 from stars_deploy.simulate.integer_fields import Fields, Integers
 
 INPUT = "input"
+HOST_BIAS = "host_bias"
+ENCODINGS = ("signed_q", "pixel_u8", HOST_BIAS)
 READOUTS = ("potential", "potentials", "spikes")
 WEIGHT_RANGE = (-128, 127)
+HOST_WEIGHT_RANGE = (-(1 << 31), (1 << 31) - 1)
 BIAS_RANGE = (-4096, 4095)
 MESSAGE_LIMIT = 1 << 23  # graded messages of up to 24 bits, signed
 
@@ -35,6 +45,7 @@ class Population:
     dv: int
     vth: int
     bias: Integers | None  # B = mantissa << exponent, shape (C, 1, 1), (C, H, W) or (N,)
+    bias_exp: int
     scale: float  # activation units per unit of V
     depth: int
     spiking: bool
@@ -46,6 +57,9 @@ class Connection:
 
     A synaptic delay makes up for connections that the other paths into the target have more of:
     each sample's steps meet as if nothing had been delayed, so it is checked and not computed.
+
+    With a `shift`, the host computes the sums S of the image and adds (S + 2^shift / 2) >> shift to
+    the bias mantissa of the target, in the steps that belong to this image: no path is early.
     """
 
     name: str
@@ -58,6 +72,7 @@ class Connection:
     dilation: tuple[int, int]
     groups: int
     graded: bool
+    shift: int | None  # of the sums on the host, which are no activation but a bias
 
 
 @dataclass(frozen=True)
@@ -109,9 +124,11 @@ def parse_network(
         shapes[population.name] = population.shape
         depths[population.name] = population.depth
         populations.append(population)
+    host = fields.child("input").text("encoding") == HOST_BIAS
     connections = tuple(
-        _connection(entry, arrays, shapes, depths) for entry in fields.children("connections")
+        _connection(entry, arrays, shapes, depths, host) for entry in fields.children("connections")
     )
+    _check_mantissas(populations, connections, table, origin)
     _order(populations, connections, origin)
     readout = fields.child("readout")
     name = readout.text("population")
@@ -136,8 +153,8 @@ def parse_network(
 
 
 def _input(fields: Fields, arrays: Mapping[str, NDArray[Any]]) -> tuple[tuple[int, ...], Integers]:
-    if fields.text("encoding") not in ("signed_q", "pixel_u8"):
-        raise fields.bad("encoding", "signed_q or pixel_u8 (this engine runs no other)")
+    if fields.text("encoding") not in ENCODINGS:
+        raise fields.bad("encoding", f"{' or '.join(ENCODINGS)} (this engine runs no other)")
     shape = fields.shape("shape_whc")
     if len(shape) != 3:
         raise fields.bad("shape_whc", "three numbers: width, height, channels")
@@ -171,6 +188,7 @@ def _population(fields: Fields, arrays: Mapping[str, NDArray[Any]], steps: int) 
         dv=fields.integer("dv", 0, 4096),
         vth=fields.integer("vth", 0, 131071),
         bias=bias,
+        bias_exp=exponent,
         scale=fields.positive("scale"),
         depth=fields.integer("depth", 1, 1 << 16),
         spiking=fields.flag("spiking"),
@@ -182,18 +200,22 @@ def _connection(
     arrays: Mapping[str, NDArray[Any]],
     shapes: Mapping[str, tuple[int, ...]],
     depths: Mapping[str, int],
+    host: bool,
 ) -> Connection:
     source, target = fields.text("source"), fields.text("target")
     for key, name in (("source", source), ("target", target)):
         if name not in shapes or (key == "target" and name == INPUT):
             raise fields.bad(key, "the name of a population")
-    if depths[target] != depths[source] + 1 + fields.integer("delay", 0, 62):
+    shift = _shift(fields, host and source == INPUT)
+    delay = fields.integer("delay", 0, 62 if shift is None else 0)
+    if shift is None and depths[target] != depths[source] + 1 + delay:
         raise fields.bad(
             "delay", f"depths {depths[source]} -> {depths[target]} to differ by 1 + delay"
         )
     if fields.integer("weight_exp", -8, 8) != 0:
         raise fields.bad("weight_exp", "0")
-    weight = fields.array("weight_key", arrays, *WEIGHT_RANGE)
+    limits = WEIGHT_RANGE if shift is None else HOST_WEIGHT_RANGE
+    weight = fields.array("weight_key", arrays, *limits)
     connection = Connection(
         name=fields.text("name"),
         source=source,
@@ -204,10 +226,51 @@ def _connection(
         padding=fields.pair("padding", 0),
         dilation=fields.pair("dilation", 1),
         groups=fields.integer("groups", 1, 1 << 16),
-        graded=fields.integer("message_bits", 0, 32) > 0,
+        graded=fields.integer("message_bits", 0, 32 if shift is None else 0) > 0,
+        shift=shift,
     )
     _check_geometry(fields, connection, shapes[source], shapes[target])
     return connection
+
+
+def _shift(fields: Fields, host: bool) -> int | None:
+    if host:
+        return fields.integer("host_shift", 0, 31)
+    if "host_shift" in fields.value:
+        raise fields.bad("host_shift", f"none: it belongs to {HOST_BIAS} connections of the input")
+    return None
+
+
+def _check_mantissas(
+    populations: list[Population],
+    connections: tuple[Connection, ...],
+    table: Integers,
+    origin: str,
+) -> None:
+    """Refuse biases that, with what the host adds for some image, leave the mantissa."""
+    for population in populations:
+        hosted = [c for c in connections if c.target == population.name and c.shift is not None]
+        if not hosted:
+            continue
+        ranges = [host_range(item, table, population.shape) for item in hosted]
+        bias = 0 if population.bias is None else population.bias >> population.bias_exp
+        low = float((bias + sum(below for below, _ in ranges)).min())
+        high = float((bias + sum(above for _, above in ranges)).max())
+        if low < BIAS_RANGE[0] or high > BIAS_RANGE[1]:
+            raise BundleError(
+                f"{origin}: population {population.name!r}: with the image, its bias mantissa "
+                f"reaches {low:.0f}..{high:.0f}, expected {BIAS_RANGE[0]}..{BIAS_RANGE[1]}"
+            )
+
+
+def host_range(item: Connection, table: Integers, shape: tuple[int, ...]) -> tuple[Reals, Reals]:
+    """Return the least and the greatest that the host adds to a bias mantissa over all images."""
+    assert item.shift is not None
+    groups = item.groups if item.kind == "conv" else None
+    low, high = sum_range(item.weight, groups, *table_range(table), shape)
+    if max(float(high.max()), -float(low.min())) >= EXACT:
+        raise BundleError(f"connection {item.name!r}: sums on the host reach 2^52, use less weight")
+    return shifted(low, item.shift), shifted(high, item.shift)
 
 
 def _kind(fields: Fields, weight: Integers) -> Literal["conv", "dense"]:
