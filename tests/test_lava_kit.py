@@ -76,7 +76,7 @@ def biased(network, arrays):
     ("change", "said"),
     [
         (put(["schema"], 2), "schema 2, this kit reads 1"),
-        (put(["input", "encoding"], "host_bias"), "input encoding 'host_bias'"),
+        (put(["input", "encoding"], "morse"), "input encoding 'morse'"),
         (put(["populations", 0, "vth"], 131072), "l1: vth 131072, expected 0..131071"),
         (biased, "l1: b.l1 leaves 16 bits"),
         (heavier, r"l1_l2: weights 4\d..1\d\d, expected -128..127"),

@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from stars_deploy.config.profile import Limits, Profile
 from stars_deploy.targets.findings import Finding
-from stars_deploy.targets.loihi.stages import Incoming, Stage
+from stars_deploy.targets.loihi.stages import INPUT, Incoming, Stage
 
 
 def capacity(stages: Sequence[Stage], profile: Profile) -> list[Finding]:
     """Return what exceeds a core or the whole chip, and which limits are not known."""
+    if profile.arithmetic is not None and profile.arithmetic.message_bits is None:
+        stages = [_without_image(stage) for stage in stages]
     limits, bits = profile.limits, _weight_bits(profile)
     found = _unknown(profile)
     for stage in stages:
         found += _core_findings(stage, limits, bits, profile.name)
     found += _chip_findings(stages, limits, bits, profile.name)
     return found
+
+
+def _without_image(stage: Stage) -> Stage:
+    """Without graded messages the host computes what the image gives: no synapses, no axons."""
+    stored = tuple(item for item in stage.incoming if item.source != INPUT)
+    return replace(stage, incoming=stored)
 
 
 def least_cores(stage: Stage, limits: Limits, bits: int) -> int:

@@ -120,7 +120,7 @@ def _summary(stage: Stage, target: Target, result: Quantised, ranges: Ranges) ->
 _RANGES = {
     "weights": "the weights",
     "bias": "the bias mantissa",
-    "image": "the bias mantissa, which also holds what the image gives,",
+    "image": "the bias mantissa, with the image in it",
     "threshold": "the threshold mantissa",
     "accumulator": "the accumulator in the worst case",
     "potential": "the potential in the worst case",
