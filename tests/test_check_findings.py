@@ -150,7 +150,7 @@ def test_loihi1_does_not_fit_where_a_bias_cannot_hold_the_image():
     assert exit_code(found) == 4
     assert (found[0].code, found[0].node) == ("scale_range", "lif1")
     assert "bias mantissa, with the image in it" in found[0].message
-    with pytest.raises(DoesNotFit, match="lif1: .*bias mantissa"):
+    with pytest.raises(DoesNotFit, match=r"lif1: .*bias mantissa"):
         lower(graph, LOIHI1)
 
 
@@ -162,7 +162,7 @@ def test_what_the_host_computes_takes_no_core():
         "input": nir.Input({"input": np.array(shape)}),
         "flatten": nir.Flatten({"input": np.array(shape)}, 0, -1),
         "fc1": nir.Linear(rng.normal(0, 0.01, (4, 19200))),
-        "lif1": lif((4,)),
+        "lif1": random_networks.lif((4,), 2.0, 1.0),
         "fc": nir.Linear(rng.normal(0, 1, (2, 4))),
         "output": nir.Output({"output": np.array((2,))}),
     }

@@ -15,13 +15,7 @@ from numpy.typing import NDArray
 
 from stars_deploy.errors import BundleError
 from stars_deploy.files import read_json, read_npz
-from stars_deploy.simulate.integer_extremes import (
-    EXACT,
-    Reals,
-    shifted,
-    sum_range,
-    table_range,
-)
+from stars_deploy.simulate.integer_extremes import check_mantissas
 from stars_deploy.simulate.integer_fields import Fields, Integers
 
 INPUT = "input"
@@ -128,7 +122,9 @@ def parse_network(
     connections = tuple(
         _connection(entry, arrays, shapes, depths, host) for entry in fields.children("connections")
     )
-    _check_mantissas(populations, connections, table, origin)
+    for population in populations:
+        into = [item for item in connections if item.target == population.name]
+        check_mantissas(population, into, table, BIAS_RANGE, origin)
     _order(populations, connections, origin)
     readout = fields.child("readout")
     name = readout.text("population")
@@ -239,38 +235,6 @@ def _shift(fields: Fields, host: bool) -> int | None:
     if "host_shift" in fields.value:
         raise fields.bad("host_shift", f"none: it belongs to {HOST_BIAS} connections of the input")
     return None
-
-
-def _check_mantissas(
-    populations: list[Population],
-    connections: tuple[Connection, ...],
-    table: Integers,
-    origin: str,
-) -> None:
-    """Refuse biases that, with what the host adds for some image, leave the mantissa."""
-    for population in populations:
-        hosted = [c for c in connections if c.target == population.name and c.shift is not None]
-        if not hosted:
-            continue
-        ranges = [host_range(item, table, population.shape) for item in hosted]
-        bias = 0 if population.bias is None else population.bias >> population.bias_exp
-        low = float((bias + sum(below for below, _ in ranges)).min())
-        high = float((bias + sum(above for _, above in ranges)).max())
-        if low < BIAS_RANGE[0] or high > BIAS_RANGE[1]:
-            raise BundleError(
-                f"{origin}: population {population.name!r}: with the image, its bias mantissa "
-                f"reaches {low:.0f}..{high:.0f}, expected {BIAS_RANGE[0]}..{BIAS_RANGE[1]}"
-            )
-
-
-def host_range(item: Connection, table: Integers, shape: tuple[int, ...]) -> tuple[Reals, Reals]:
-    """Return the least and the greatest that the host adds to a bias mantissa over all images."""
-    assert item.shift is not None
-    groups = item.groups if item.kind == "conv" else None
-    low, high = sum_range(item.weight, groups, *table_range(table), shape)
-    if max(float(high.max()), -float(low.min())) >= EXACT:
-        raise BundleError(f"connection {item.name!r}: sums on the host reach 2^52, use less weight")
-    return shifted(low, item.shift), shifted(high, item.shift)
 
 
 def _kind(fields: Fields, weight: Integers) -> Literal["conv", "dense"]:
