@@ -38,6 +38,11 @@ bench: demo
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/integer_engine.py
+	$(BIN)/python benchmarks/lowering.py
+	$(BIN)/python benchmarks/lava_parity.py
+	$(BIN)/python benchmarks/placement.py
+	$(BIN)/python benchmarks/energy_sanafe.py
+	$(BIN)/python benchmarks/synops_neurobench.py
 	$(BIN)/python benchmarks/onnx_latency.py
 	$(BIN)/python benchmarks/student_step.py
 	$(BIN)/python benchmarks/distillation_speed.py

@@ -1,20 +1,23 @@
 """check: every refusal of the lowering is a finding, all of them at once, and nothing raises."""
 
+import dataclasses
 import itertools
 
 import nir
 import numpy as np
 import pytest
 import random_networks
+import slow_loihi
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lowered_shapes import Document
 
 from stars_deploy.config.profile import load_profile, parse_profile
 from stars_deploy.errors import DoesNotFit, GraphError
 from stars_deploy.graph.metadata import GraphMetadata, with_metadata
 from stars_deploy.targets.findings import LIMIT_CODES
-from stars_deploy.targets.loihi import lower
-from stars_deploy.validate.check import check, exit_code
+from stars_deploy.targets.loihi import analyse, lower
+from stars_deploy.validate.check import _with_graded_input, check, examine, exit_code
 
 LOIHI1, LOIHI2 = load_profile("loihi1"), load_profile("loihi2")
 
@@ -44,6 +47,15 @@ def field(node, name, value, index=slice(None)):
 def without(graph, *nodes):
     kept = {name: node for name, node in graph.nodes.items() if name not in nodes}
     return nir.NIRGraph(kept, graph.edges, metadata=graph.metadata, type_check=False)
+
+
+def without_leak(graph):
+    nodes = {
+        name: nir.IF(np.ones(node.r.shape), node.v_threshold)
+        for name, node in graph.nodes.items()
+        if isinstance(node, nir.LIF)
+    }
+    return rebuilt(graph, nodes)
 
 
 def one_dimensional(graph):
@@ -200,7 +212,140 @@ def test_limits_of_cores_are_exit_code_4(limits, code, node):
     assert exit_code(found) == 4
 
 
-def test_cores_are_counted_from_neurons_and_weights():
+def test_too_many_cores_say_what_would_hold_the_network():
+    found = check(small(), tightened(neurons_per_core=10, cores_per_chip=20))
+    (cores,) = [item for item in found if item.code == "cores"]
+    assert cores.severity == "error" and cores.node == "lif1" and cores.limit == 20
+    assert "of the 20 cores of loihi2" in cores.message and "for lif1" in cores.message
+    assert "loihi2-kapoho-point (960 cores) holds it" in cores.remedy
+    assert "halve the channels of lif1" in cores.remedy
+    assert "convolution_sharing" not in cores.remedy  # it is declared already
+
+
+def test_a_system_that_is_too_small_is_not_recommended():
+    """128 channels of 256x256 are 1024 cores of 8192 neurons: more than Kapoho Point has."""
+    from stars_deploy.simulate.placement import place
+    from stars_deploy.validate.placement import placement_findings
+
+    built = Document((1, 256, 256))
+    built.conv("input", "a", 128, kernel=1)
+    placement = place(built.document, built.arrays, LOIHI2)
+    found = placement_findings(placement, built.document, built.arrays, LOIHI2)
+    (cores,) = [item for item in found if item.code == "cores"]
+    assert cores.value == 1024 and "hala-point (140544 cores) holds it" in cores.remedy
+    assert "kapoho" not in cores.remedy
+
+
+def test_sharing_is_offered_where_it_is_not_declared():
+    content = LOIHI2.model_dump(mode="json", by_alias=True, exclude_none=True)
+    del content["limits"]["convolution_sharing"]
+    note = {"source": "test", "confidence": "choice"}
+    content["limits"]["synaptic_memory_per_core_bit"] = {"value": 20000, **note}
+    content["limits"]["cores_per_chip"] = {"value": 3, **note}
+    (cores,) = [f for f in check(small(), parse_profile(content, "t")) if f.code == "cores"]
+    assert "declare convolution_sharing where it holds (3 cores)" in cores.remedy
+    assert not any(f.code == "limits_inferred" for f in check(small(), parse_profile(content, "t")))
+    assert any(f.code == "limits_inferred" for f in check(small(), LOIHI2))
+
+
+def test_every_limit_of_a_placement_is_worded():
+    """Each resource becomes a finding with layer, need, limit and remedy, and exit code 4."""
+    from stars_deploy.simulate.placement import Misfit, place
+    from stars_deploy.validate import placement as wording
+
+    network = lower(small(), LOIHI2)
+    fitting = place(network.document, network.arrays, LOIHI2)
+    fields = [f"convolution_{field}" for field in wording._FIELDS]
+    for resource in (*wording._TEXTS, *fields):
+        limit = (1, 2) if resource == "convolution_stride" else 7
+        misfit = Misfit(resource, "lif2", 9, limit, "conv2")
+        broken = dataclasses.replace(fitting, misfits=(misfit,))
+        (found, *_) = wording.placement_findings(broken, network.document, network.arrays, LOIHI2)
+        assert found.severity == "error" and found.code in LIMIT_CODES, resource
+        assert found.node == "lif2" and found.value == 9 and found.remedy
+        assert "{" not in found.message
+        named = any(word in found.message for word in ("lif2", "conv2"))
+        assert named and ("loihi2" in found.message), found.message
+
+
+def test_a_chip_without_graded_input_is_placed_all_the_same():
+    examined = examine(small(), LOIHI1)
+    assert exit_code(examined.findings) == 4
+    assert [entry.name for entry in examined.placement.populations] == ["lif1", "lif2", "fc"]
+    assert examine(border_pool(None), LOIHI1).placement is None
+    assert examine(small(), load_profile("reference")).placement is None
+
+
+def if_chain():
+    """Input 1x6x6 -> 3x3 convolution, padded -> IF -> 3 outputs."""
+    rng = np.random.default_rng(0)
+    conv = nir.Conv2d((6, 6), rng.normal(size=(4, 1, 3, 3)), 1, 1, 1, 1, rng.normal(size=4))
+    nodes = {
+        "input": nir.Input(np.array([1, 6, 6])),
+        "conv1": conv,
+        "if1": nir.IF(np.ones((4, 6, 6)), np.ones((4, 6, 6))),
+        "flatten": nir.Flatten({"input": np.array((4, 6, 6))}, 0, -1),
+        "fc": nir.Affine(rng.normal(size=(3, 144)), rng.normal(size=3)),
+        "output": nir.Output(np.array([3])),
+    }
+    graph = nir.NIRGraph(nodes, list(itertools.pairwise(nodes)), type_check=False)
+    return with_metadata(graph, GraphMetadata(T=4, mean=(0.5,), std=(0.5,)))
+
+
+def test_cores_of_one_layer_each_and_no_leak():
+    """Speck: LIF is refused by name, IF is placed, the image cannot be sent."""
+    speck = load_profile("speck2f")
+    leaky = check(small(), speck)
+    assert {f.node for f in leaky if f.code == "unsupported"} == {"lif1", "lif2"}
+    assert exit_code(leaky) == 2
+    examined = examine(if_chain(), speck)
+    assert exit_code(examined.findings) == 4
+    assert {f.code for f in examined.findings if f.severity == "error"} == {"input_messages"}
+    (first, last) = examined.placement.populations
+    assert (first.name, last.name) == ("if1", "fc")
+    # By the formulas of sinabs: 1 * 16 * 4 and 4 * 64 * 4 weights, 4 * 8 * 8 and 3 states.
+    assert first.fullest("synaptic_memory_bit") == 64 * 8 and first.fullest("neurons") == 256
+    assert last.fullest("synaptic_memory_bit") == 1024 * 8 and last.fullest("neurons") == 3
+    assert not any(f.code == "netx" for f in examined.findings)
+
+
+def test_a_stride_that_the_chip_lacks_is_named():
+    graph = if_chain()
+    graph.nodes["conv1"].stride = (3, 3)
+    for node, shape in (("if1", (4, 2, 2)),):
+        graph.nodes[node] = nir.IF(np.ones(shape), np.ones(shape))
+    graph.nodes["flatten"] = nir.Flatten({"input": np.array((4, 2, 2))}, 0, -1)
+    graph.nodes["fc"] = nir.Affine(np.ones((3, 16)), np.zeros(3))
+    found = check(rebuilt(graph), load_profile("speck2f"))
+    (stride,) = [f for f in found if f.code == "convolution_limit"]
+    assert stride.message == "conv1 needs a stride of 3, speck2f computes only 1, 2, 4, 8"
+    assert (stride.node, stride.value, stride.limit) == ("if1", 3, "1, 2, 4, 8")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_integers_for_the_if_chip_stay_in_its_ranges(seed):
+    """8-bit weights and biases, 16-bit states with sign, no decay, whatever the image."""
+    graph = without_leak(small(seed))
+    network = analyse(graph, _with_graded_input(load_profile("speck2f"))).network
+    document, arrays = network.document, network.arrays
+    for connection in document["connections"]:
+        weight = arrays[connection["weight_key"]]
+        assert weight.min() >= -128 and weight.max() <= 127
+    for entry in document["populations"]:
+        assert 0 < entry["vth"] < 1 << 15 and entry["dv"] == 0
+        if entry["bias_key"]:
+            assert np.abs(arrays[entry["bias_key"]]).max() < 1 << 7
+    shape = tuple(reversed(document["input"]["shape_whc"]))
+    images = np.random.default_rng(seed).integers(0, 256, (3, *shape)).astype(np.uint8)
+    images[0], images[1] = 0, 255
+    spikes, potentials, _ = slow_loihi.run(document, arrays, images)
+    for potential in potentials.values():
+        assert not (potential % 64).any()  # a common factor of the engine, none of the chip
+        assert np.abs(potential // 64).max() < 1 << 15
+    assert any(train.any() for train in spikes.values())
+
+
+def test_cores_are_counted_from_neurons():
     graph = small()
     shapes = {n: node.v_threshold.shape for n, node in graph.nodes.items() if n.startswith("lif")}
     expected = sum(-(-int(np.prod(shape)) // 10) for shape in shapes.values())
@@ -316,7 +461,7 @@ def test_what_netx_would_change_is_a_warning_and_no_netx_file_is_written(tmp_pat
     found = check(graph, LOIHI2)
     assert exit_code(found) == 0
     assert {item.severity for item in found if item.code == "netx"} == {"warning"}
-    write_loihi(graph, LOIHI2, tmp_path)
+    write_loihi(lower(graph, LOIHI2), tmp_path)
     assert {path.name for path in (tmp_path / "loihi").iterdir()} == {
         "network.json",
         "network.npz",

@@ -151,6 +151,27 @@ def test_real_file_from_check_to_verdict(tool: str, tmp_path: Path) -> None:
     assert verdict.exit_code == 0, verdict.output
 
 
+@pytest.mark.parametrize("tool", TOOLS)
+def test_real_file_becomes_integers_for_a_chip(tool: str, tmp_path: Path) -> None:
+    """check, simulate, export and validate with Loihi's integers, which stay near the float's."""
+    file, out = FOLDER / f"{tool}.nir", tmp_path / "bundle"
+    said = ("--steps", 4)
+    found = json.loads(invoke("--json", "check", file, *said, "--profile", "loihi2").stdout)
+    assert found["exit_code"] == 0 and found["placement"]["totals"]["cores"] >= 3
+    run = json.loads(invoke("--json", "simulate", file, *said, "--profile", "loihi2").stdout)
+    assert run["engine"]["name"] == "integer"
+    made = invoke("export", file, *said, "--target", "loihi", "--out", out)
+    assert made.exit_code == 0, made.output
+    document = json.loads((out / "loihi" / "network.json").read_text())
+    kind = {"spikingjelly": "spikes", "snntorch": "potential"}[tool]
+    assert document["readout"]["kind"] == kind
+    verdict = invoke("validate", out, "--profile", "loihi2")
+    assert verdict.exit_code == 0, verdict.output
+    result = json.loads((out / "validation.json").read_text())
+    assert all(layer["state"] == "active" for layer in result["layers"])
+    assert result["agreement"] >= 0.8  # random weights: logits lie close together
+
+
 # ---- time and gain -----------------------------------------------------------------------------
 
 

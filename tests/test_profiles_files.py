@@ -23,6 +23,9 @@ def numbers(value, path=()):
     if isinstance(value, dict):
         for key, child in value.items():
             yield from numbers(child, (*path, key))
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for index, child in enumerate(value):
+            yield from numbers(child, (*path, index))
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield path
 
@@ -37,11 +40,11 @@ def test_every_number_has_a_source(name):
         for part in section:
             table = table[part]
         assert table["source"], f"{section} {key}"
-        unit_named = key == "value" or section == ["tolerances"]
+        unit_named = key == "value" or section == ["tolerances"] or "core_kinds" in section
         assert unit_named
 
 
-@pytest.mark.parametrize("name", ["loihi1", "loihi2"])
+@pytest.mark.parametrize("name", ["loihi1", "loihi2", "loihi2-kapoho-point", "hala-point"])
 def test_units_stand_in_the_keys_of_energy_and_time(name):
     content = document(name)
     for section, unit in (("energy", "_pj"), ("timing", "_ns")):
@@ -62,9 +65,104 @@ def test_values_that_other_parts_rely_on():
     assert loihi2.arithmetic.message_bits.value == 8
     assert loihi2.energy.extrapolated_from == "loihi1"
     assert loihi1.limits.neurons_per_core.value == 1024
+    assert loihi1.limits.mesh == (8, 4, 4)  # 32 tiles of 4 cores are its 128 cores
+    assert loihi2.limits.mesh is None and loihi2.limits.input_axons_per_core is None
     reference = load_profile("reference")
     assert reference.arithmetic is None and reference.energy is None
     assert reference.tolerances.accuracy_delta == 0
+
+
+def test_systems_of_loihi_2_differ_in_their_cores_only():
+    single = load_profile("loihi2")
+    for name, chips, cores in (("loihi2-kapoho-point", 8, 960), ("hala-point", 1152, 140544)):
+        system = load_profile(name)
+        assert system.limits.cores_of_system == cores and system.limits.chips.value == chips
+        for section in ("arithmetic", "operators", "tolerances", "energy", "timing"):
+            assert getattr(system, section) == getattr(single, section)
+        assert system.limits.per_core == single.limits.per_core
+
+
+def test_the_integrate_and_fire_chip():
+    speck = load_profile("speck2f")
+    assert speck.identity.family == "integer-if"
+    assert speck.arithmetic.decay_bits is None and speck.arithmetic.message_bits is None
+    assert speck.limits.cores == 9 and not speck.limits.splits
+    words = [kind.synaptic_memory_bit // 8 // 1024 for kind in speck.limits.core_kinds
+             for _ in range(kind.cores)]  # fmt: skip
+    assert sorted(words) == sorted([16, 16, 16, 32, 32, 64, 64, 16, 16])  # sinabs: Ki weights
+    assert speck.convolution.strides.value == (1, 2, 4, 8)
+
+
+OWN = """
+schema = 1
+[identity]
+name = "mine"
+family = "integer-if"
+description = "a chip of 4 cores"
+[arithmetic]
+spike_comparison = "strict"
+reset = "hard_to_zero"
+weight_bits = { value = 4, source = "me", confidence = "choice" }
+accumulator_magnitude_bits = { value = 15, source = "me", confidence = "choice" }
+state_magnitude_bits = { value = 15, source = "me", confidence = "choice" }
+state_shift_bits = { value = 0, source = "me", confidence = "choice" }
+threshold_bits = { value = 15, source = "me", confidence = "choice" }
+bias_magnitude_bits = { value = 7, source = "me", confidence = "choice" }
+bias_exponent_max = { value = 0, source = "me", confidence = "choice" }
+message_bits = { value = 8, source = "me", confidence = "choice" }
+[limits]
+cores_per_chip = { value = 4, source = "me", confidence = "choice" }
+neurons_per_core = { value = 400, source = "me", confidence = "choice" }
+[operators]
+supported = ["Input", "Output", "Conv2d", "Affine", "Flatten", "IF"]
+source = "me"
+[tolerances]
+accuracy_delta = 0.5
+total_spikes_relative = 1.0
+layer_spikes_relative = 1.0
+source = "me"
+"""
+
+
+def test_one_file_is_enough_for_a_chip_of_ones_own(tmp_path):
+    from test_check_findings import if_chain
+
+    from stars_deploy.targets.loihi import lower
+    from stars_deploy.validate.check import examine
+
+    (tmp_path / "mine.toml").write_text(OWN)
+    profile = load_profile(tmp_path / "mine.toml")
+    examined = examine(if_chain(), profile)
+    assert not [f for f in examined.findings if f.severity == "error"]
+    assert examined.placement.cores == 2 and examined.placement.cores_available == 4
+    weights = lower(if_chain(), profile).arrays["w.fc"]
+    assert weights.min() >= -8 and weights.max() <= 7  # 4 bits
+
+
+def own(old, new):
+    return tomllib.loads(OWN.replace(old, new))
+
+
+NOTE = 'source = "me", confidence = "choice"'
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (own("[limits]", f"decay_bits = {{ value = 12, {NOTE} }}\n[limits]"), "decay_bits"),
+        (own('"integer-if"', '"loihi"'), "decay_bits"),
+        (own('"IF"]', '"IF", "LIF"]'), "no LIF"),
+        (own("[limits]", f"[limits]\nmesh_columns = {{ value = 1, {NOTE} }}\nmesh_rows = "
+             f"{{ value = 1, {NOTE} }}\ncores_per_tile = {{ value = 2, {NOTE} }}"),
+         "below cores_per_chip"),
+        (own("[operators]", "[[limits.core_kinds]]\ncores = 1\nneurons = 1\n"
+             'synaptic_memory_bit = 1\nsource = "me"\nconfidence = "choice"\n[operators]'),
+         "say the same thing"),
+    ],
+)  # fmt: skip
+def test_limits_that_contradict_each_other(content, named):
+    with pytest.raises(RecipeError, match=named):
+        parse_profile(content, "mine.toml")
 
 
 def test_an_unknown_profile_names_the_nearest():

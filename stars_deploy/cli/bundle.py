@@ -11,7 +11,7 @@ import typer
 from stars_deploy import console
 from stars_deploy.cli.base import command, next_step
 from stars_deploy.cli.reading import Classes, Dt, Gain, ImageShape, Mean, Std, Steps
-from stars_deploy.cli.tables import show_findings, show_simulation, show_validation
+from stars_deploy.cli.tables import show_findings, show_placement, show_simulation, show_validation
 
 Source = Annotated[Path, typer.Argument(help="A run, a bundle or a .nir file.")]
 Profile = Annotated[str, typer.Option(help="Hardware profile: a name or a TOML file.")]
@@ -20,6 +20,9 @@ DataOption = Annotated[
     str | None, typer.Option("--data", help="Data set: a name, a folder of idx files, or an npz.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+BalanceOption = Annotated[
+    str, typer.Option("--balance", help="How skips wait on a chip: relay populations or delay.")
+]
 
 
 @command
@@ -32,6 +35,7 @@ def export(
     nir_gain: Annotated[
         str, typer.Option(help="raw: r = 1; folded: 1/tau in the weights, r = tau/dt.")
     ] = "raw",
+    balance: BalanceOption = "relay",
     golden_images: Annotated[
         str, typer.Option(help="auto, evaluation, synthetic, random, or a FILE.npz.")
     ] = "auto",
@@ -51,7 +55,9 @@ def export(
     from stars_deploy.workflow.reading import parse_reading
 
     reading = parse_reading(steps, dt, gain, mean, std, classes, image_shape)
-    result = write_bundle(source, target, profile, golden, nir_gain, out, reading, golden_images)
+    result = write_bundle(
+        source, target, profile, golden, nir_gain, out, reading, golden_images, balance
+    )
     console.emit(result)
     _show_notes(result)
     console.say(f"Bundle: {out} ({', '.join(result['targets'])})")
@@ -63,6 +69,10 @@ def export(
 def check(
     source: Source,
     profile: Profile = "loihi2",
+    balance: BalanceOption = "relay",
+    picture: Annotated[
+        Path | None, typer.Option(help="PNG to draw the cores into, by layer.")
+    ] = None,
     steps: Steps = None,
     dt: Dt = None,
     gain: Gain = None,
@@ -71,17 +81,21 @@ def check(
     classes: Classes = None,
     image_shape: ImageShape = None,
 ) -> None:
-    """List everything in a graph that a chip cannot hold or compute, at once.
+    """List everything in a graph that a chip cannot hold or compute, and where its layers lie.
 
-    Example: stars-deploy check bundle --profile loihi1
+    Example: stars-deploy check bundle --profile loihi2 --picture cores.png
     """
     from stars_deploy.workflow.check import check as find
     from stars_deploy.workflow.reading import option_text, parse_reading
 
     reading = parse_reading(steps, dt, gain, mean, std, classes, image_shape)
-    result = find(source, profile, reading)
+    result = find(source, profile, reading, balance, picture)
     console.emit(result)
+    show_placement(result)
     show_findings(result["findings"])
+    if picture is not None:
+        missing = f"Nothing could be placed: {picture} is not written."
+        console.say(f"Picture: {picture}" if result["picture"] else missing)
     if result["exit_code"]:
         raise typer.Exit(result["exit_code"])
     console.say(f"{source} fits profile {profile}.")
@@ -98,6 +112,7 @@ def simulate(
     data: DataOption = None,
     limit: Limit = None,
     device: Device = "auto",
+    balance: BalanceOption = "relay",
     steps: Steps = None,
     dt: Dt = None,
     gain: Gain = None,
@@ -115,7 +130,9 @@ def simulate(
 
     reading = parse_reading(steps, dt, gain, mean, std, classes, image_shape)
     with console.progress() as progress:
-        result = run_simulation(source, profile, engine, data, limit, device, progress, reading)
+        result = run_simulation(
+            source, profile, engine, data, limit, device, progress, reading, balance
+        )
     console.emit(result)
     _show_notes(result)
     show_simulation(result)

@@ -51,7 +51,7 @@ def sweep(
     console.emit(result)
     title = f"{result['n']} {result['images']} images, profile {result['profile']}"
     columns = ("engine", "T", "weight bits", "accuracy", "95 % interval", "agreement",
-               "spikes per image", "energy (modeled)")  # fmt: skip
+               "spikes per image", "synaptic operations")  # fmt: skip
     console.show(title, columns, [_row(point) for point in result["points"]])
     reference = result["reference"]
     if reference["accuracy"] is not None:
@@ -65,7 +65,7 @@ def sweep(
 def _row(point: dict[str, Any]) -> tuple[Any, ...]:
     accuracy, interval, agreement = point["accuracy"], point["interval"], point["agreement"]
     spikes = point["spikes_per_image"]
-    total = next((x for x in point["energy"] if x["name"] == "total"), None)
+    operations = point["synaptic_operations"]
     return (
         point["engine"],
         point["T"],
@@ -74,7 +74,7 @@ def _row(point: dict[str, Any]) -> tuple[Any, ...]:
         None if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %",
         None if agreement is None else f"{100 * agreement:.2f} %",
         None if spikes is None else f"{spikes:,.0f}",
-        None if total is None else f"{total['value']:,.0f} {total['unit']}",
+        None if operations is None else f"{operations:,.0f}",
     )
 
 

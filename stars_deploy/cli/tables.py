@@ -21,6 +21,39 @@ def show_findings(findings: Sequence[Json]) -> None:
         console.show("Findings", ("severity", "node", "code", "finding", "remedy"), rows)
 
 
+def show_placement(result: Json) -> None:
+    """One row per population: its cores, its chips, and its fullest core against the limits."""
+    placement = result["placement"]
+    if placement is None:
+        return
+    limits, totals = placement["core_limits"], placement["totals"]
+    rows = [
+        (
+            f"{entry['name']} (relay)" if entry["node"] is None else entry["name"],
+            entry["neurons"],
+            entry["cores"],
+            _chips(entry["chips"]),
+            *(_share(entry["fullest"][name], limit) for name, limit in limits.items()),
+        )
+        for entry in placement["populations"]
+    ]
+    columns = (
+        "population", "neurons", "cores", "chip", "neurons of the fullest core",
+        "synaptic memory, bit", "input axons", "output axons",
+    )  # fmt: skip
+    of = "" if totals["cores_available"] is None else f" of {totals['cores_available']}"
+    title = f"Placement on {result['profile']}: {totals['cores']}{of} cores"
+    console.show(title, columns, rows)
+
+
+def _chips(chips: Sequence[int]) -> str:
+    return str(chips[0]) if len(chips) == 1 else f"{chips[0]} to {chips[-1]}"
+
+
+def _share(value: int, limit: int | None) -> str:
+    return str(value) if limit is None else f"{value} ({100 * value / limit:.0f} %)"
+
+
 def show_simulation(result: Json) -> None:
     """Accuracy, spikes per layer and modeled energy of one engine."""
     engine = result["engine"]
@@ -32,9 +65,18 @@ def show_simulation(result: Json) -> None:
 
 
 def _show_energy(energy: Sequence[Json]) -> None:
-    rows = [(e["name"], e["value"], e["unit"], e["kind"], e["source"]) for e in energy]
-    if rows:
-        console.show("Energy", ("quantity", "value", "unit", "kind", "source"), rows)
+    """One row per quantity; the sources, which many share, stand below the table."""
+    if not energy:
+        return
+    parts = [(row, *row["source"].partition("; ")) for row in energy]
+    rows = [
+        (row["name"], row["value"], row["unit"], how, row.get("confidence", "-"))
+        for row, how, _, _source in parts
+    ]
+    columns = ("quantity", "value", "unit", "how", "confidence")
+    console.show("Modeled energy and latency, none of it measured", columns, rows)
+    for source in dict.fromkeys(source for _, _, _, source in parts if source):
+        console.say(f"Source: {source}")
 
 
 def show_validation(result: Json) -> None:
@@ -48,6 +90,7 @@ def show_validation(result: Json) -> None:
             f"Accuracy: reference {_percent(accuracy['reference'])}, "
             f"target {_percent(accuracy['target'])}"
         )
+    _show_energy(result["energy"])
     show_findings(result["findings"])
     for missing in result["engines_not_run"]:
         console.say(f"Not run: {missing['name']} ({missing['reason']})")

@@ -1,9 +1,9 @@
-"""`teacher train`, `distill`, `evaluate`."""
+"""`teacher train`, `distill`, `finetune`, `evaluate`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -143,10 +143,76 @@ def evaluate(
     next_step(f"stars-deploy export {run} --target nir --target onnx --target loihi --out bundle")
 
 
+@command
+def finetune(
+    source: Annotated[Path, typer.Argument(help="A run, a bundle or a .nir file.")],
+    out: Annotated[Path, typer.Option(help="Folder for graph.nir and finetune.json.")],
+    profile: Annotated[str, typer.Option(help="Loihi profile: a name or a TOML file.")] = "loihi2",
+    bits: Annotated[
+        int | None, typer.Option(help="Bits of the weights; the profile's if not given.")
+    ] = None,
+    updates: Annotated[int, typer.Option(min=1, help="Updates of the weights.")] = 300,
+    lr: Annotated[
+        float, typer.Option(min=1e-9, help="Learning rate, relative to the largest weight.")
+    ] = 0.001,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of the images.")] = 0,
+    pool: Annotated[
+        Path | None, typer.Option(help="Run whose synthetic images and teacher are used.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="The teacher's weights (safetensors).")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Labelled images to measure on, never to train on.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Train a student's integers as a chip computes them, on synthetic images.
+
+    Example: stars-deploy finetune run --profile loihi2 --bits 4 --out run4
+    """
+    from stars_deploy.workflow.finetune import Settings
+    from stars_deploy.workflow.finetune import finetune as run_finetuning
+
+    with console.progress() as progress:
+        result = run_finetuning(
+            source,
+            out,
+            Settings(updates, lr, seed),
+            profile=profile,
+            bits=bits,
+            pool=pool,
+            weights=weights,
+            data=data,
+            device=device,
+            progress=progress,
+        )
+    console.emit(result)
+    _show_finetuning(result)
+    own = out / "profile.toml" if (out / "profile.toml").is_file() else profile
+    next_step(
+        f"stars-deploy export {out / 'graph.nir'} --target loihi --profile {own} --out bundle"
+    )
+
+
+def _show_finetuning(result: dict[str, Any]) -> None:
+    tables = [result["agreement"], *([result["accuracy"]] if result["accuracy"] else [])]
+    titles = ["agreement with the teacher", "accuracy"]
+    for title, table in zip(titles, tables, strict=False):
+        where = table.get("data", "synthetic images")
+        rows = [
+            (name.replace("_", " "), f"{value:.4f}")
+            for name, value in table.items()
+            if isinstance(value, float)
+        ]
+        console.show(f"{result['bits']} bits, {table['n']} of {where}", ("network", title), rows)
+
+
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
     teacher = typer.Typer(help="Train ANN teachers with real data.", no_args_is_help=True)
     teacher.command("train")(teacher_train)
     app.add_typer(teacher, name="teacher")
     app.command()(distill)
+    app.command()(finetune)
     app.command()(evaluate)

@@ -11,46 +11,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from stars_deploy.assets import asset
+from stars_deploy.config.profile_limits import Convolution, Limits
+from stars_deploy.config.profile_values import Real, Section, Whole
 from stars_deploy.config.recipe import explain
 from stars_deploy.errors import RecipeError, nearest
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class Identity(Section):
+    """What the profile describes.
 
-
-Confidence = Literal["code", "paper", "secondary", "inferred", "choice"]
-
-
-class Whole(_Section):
-    """An integer constant, its source, and how far to trust it."""
-
-    value: int = Field(ge=0)
-    source: str = Field(min_length=1)
-    confidence: Confidence
-
-
-class Real(_Section):
-    """A real constant, its source, and how far to trust it."""
-
-    value: float = Field(ge=0)
-    source: str = Field(min_length=1)
-    confidence: Confidence
-
-
-class Identity(_Section):
-    """What the profile describes."""
+    `loihi`: leaky integrate-and-fire in Loihi's integers. `integer-if`: the same step without a
+    leak, v = v + (a << state_shift_bits) + bias, inside narrower ranges.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    family: Literal["reference", "loihi"]
+    family: Literal["reference", "loihi", "integer-if"]
     description: str
     references: tuple[str, ...] = ()
 
 
-class Arithmetic(_Section):
+class Arithmetic(Section):
     """How numbers are held; absent in a profile that computes in floating point.
 
     A magnitude of n bits means |x| < 2^n. Activations `a` are counted in weight units; the state
@@ -62,35 +45,23 @@ class Arithmetic(_Section):
     state_magnitude_bits: Whole  # u, v
     state_shift_bits: Whole
     threshold_bits: Whole  # unsigned mantissa
-    decay_bits: Whole  # du, dv in units of 2^-bits
+    decay_bits: Whole | None = None  # du, dv in units of 2^-bits; absent: there is no leak
     bias_magnitude_bits: Whole  # mantissa, besides its sign
     bias_exponent_max: Whole
     message_bits: Whole | None = None  # signed graded messages; absent: spikes are binary only
-    decay_rounding: Literal["toward_zero"]
+    decay_rounding: Literal["toward_zero"] | None = None
     spike_comparison: Literal["strict"]
     reset: Literal["hard_to_zero"]
 
 
-class Limits(_Section):
-    """What one chip holds; an absent limit is unknown."""
-
-    chips: Whole | None = None
-    cores_per_chip: Whole | None = None
-    neurons_per_core: Whole | None = None
-    synaptic_memory_per_core_bit: Whole | None = None
-    input_axons_per_core: Whole | None = None
-    output_axons_per_core: Whole | None = None
-    synaptic_delay_max_steps: Whole | None = None
-
-
-class Operators(_Section):
+class Operators(Section):
     """NIR node types that can be run or lowered."""
 
     supported: tuple[str, ...] = Field(min_length=1)
     source: str = Field(min_length=1)
 
 
-class Tolerances(_Section):
+class Tolerances(Section):
     """How far the target may be from the float reference (fractions)."""
 
     accuracy_delta: float = Field(ge=0, le=1)
@@ -99,7 +70,7 @@ class Tolerances(_Section):
     source: str = Field(min_length=1)
 
 
-class Energy(_Section):
+class Energy(Section):
     """Energy of one event, in pJ; estimates made from it are modeled, not measured."""
 
     kind: Literal["modeled"]
@@ -112,7 +83,7 @@ class Energy(_Section):
     hop_north_south_pj: Real
 
 
-class Timing(_Section):
+class Timing(Section):
     """Duration of one event, in ns; estimates made from it are modeled, not measured."""
 
     kind: Literal["modeled"]
@@ -127,13 +98,14 @@ class Timing(_Section):
     barrier_all_tiles_ns: Real
 
 
-class Profile(_Section):
+class Profile(Section):
     """One hardware target."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     identity: Identity
     arithmetic: Arithmetic | None = None
     limits: Limits = Limits()
+    convolution: Convolution = Convolution()
     operators: Operators
     tolerances: Tolerances
     energy: Energy | None = None
@@ -141,11 +113,19 @@ class Profile(_Section):
 
     @model_validator(mode="after")
     def _integer_families_say_how(self) -> Profile:
-        if (self.identity.family == "loihi") != (self.arithmetic is not None):
+        if (self.identity.family == "reference") != (self.arithmetic is None):
             raise ValueError(
                 f"family {self.identity.family!r} and the section 'arithmetic' do not go "
-                f"together: 'loihi' needs it, 'reference' computes in floating point"
+                f"together: 'loihi' and 'integer-if' need it, 'reference' computes in floating "
+                f"point"
             )
+        if self.arithmetic is None:
+            return self
+        leaky = self.arithmetic.decay_bits is not None
+        if leaky != (self.identity.family == "loihi"):
+            raise ValueError("arithmetic.decay_bits: 'loihi' needs it, 'integer-if' has no leak")
+        if not leaky and "LIF" in self.operators.supported:
+            raise ValueError("operators.supported: 'integer-if' has no leak, so no LIF")
         return self
 
     @property

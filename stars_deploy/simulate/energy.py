@@ -1,148 +1,201 @@
-"""Modeled energy: what an engine counted times what a profile says one event costs."""
+"""Modeled energy and latency: what an engine counted times what a profile says one event costs.
+
+Nothing here is measured. docs/energy.md states the formulas, the sources, and what is left out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import nir
-import numpy as np
-from numpy.typing import NDArray
 
-from stars_deploy.config.profile import Energy
-from stars_deploy.graph.geometry import Window, output_shapes, window_of
+from stars_deploy.config.profile import Energy, Profile, Timing
+from stars_deploy.config.profile_values import Confidence, Real
 from stars_deploy.graph.metadata import metadata_of
-from stars_deploy.graph.order import (
-    SPIKING,
-    input_name,
-    spiking_nodes,
-    targets,
-    topological_order,
+from stars_deploy.simulate.energy_activity import Activity
+from stars_deploy.simulate.energy_counts import ann_macs
+from stars_deploy.simulate.energy_events import Events, Relay, events_of, input_on_host
+from stars_deploy.simulate.energy_latency import Latency, bounds, placed
+
+Row = dict[str, Any]
+
+# Weakest last: a sum is as trustworthy as the weakest constant in it.
+TRUST: tuple[Confidence, ...] = ("code", "paper", "secondary", "inferred", "choice")
+_HOROWITZ = (
+    "Horowitz, Computing's energy problem (and what we can do about it), ISSCC 2014: "
+    "45 nm, 0.9 V, arithmetic alone"
 )
-from stars_deploy.simulate.recording import Engine, EngineInfo, Recording, Spikes
-
-Array = NDArray[Any]
-
-
-class CountingEngine:
-    """An engine that also adds up, per neuron, the spikes of the images it has run."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.info: EngineInfo = engine.info
-        self.nodes: list[str] = engine.nodes
-        self.images = 0
-        self.spikes: dict[str, NDArray[np.int64]] = {}
-
-    def run(
-        self, images: NDArray[np.uint8], feed: Spikes | None = None, margins: bool = False
-    ) -> Recording:
-        """Run the engine and count."""
-        recording = self.engine.run(images, feed, margins)
-        self.images += len(images)
-        for node, train in recording.spikes.items():
-            counts = train.sum(axis=(0, 1), dtype=np.int64)
-            self.spikes[node] = self.spikes.get(node, np.zeros_like(counts)) + counts
-        return recording
+# Energy in pJ of one multiply-accumulate (multiplication + addition), whatever the profile.
+MAC_PJ: Mapping[str, Real] = {
+    "fp32": Real(value=4.6, source=f"{_HOROWITZ}, 3.7 + 0.9 pJ", confidence="secondary"),
+    "int8": Real(value=0.23, source=f"{_HOROWITZ}, 0.2 + 0.03 pJ", confidence="secondary"),
+}
 
 
-def fan_out(graph: nir.NIRGraph) -> dict[str, NDArray[np.int64]]:
-    """Return for the input and every spiking node how many synapses each neuron drives.
+class Hops(Protocol):
+    """Messages between cores and the mesh links they cross, totals over the images counted."""
 
-    Pools and flattening are not counted: on a chip they are part of the layer that follows.
-    A grouped convolution, written expanded, counts only its own blocks.
-    """
-    shapes = output_shapes(graph)
-    driven: dict[str, NDArray[np.int64]] = {}
-    for name in reversed(topological_order(graph)):
-        total = np.zeros(shapes[name], np.int64)
-        for target in targets(graph, name):
-            node = graph.nodes[target]
-            total += _through(target, node, driven[target], shapes[name])
-        driven[name] = total
-    return {name: driven[name] for name in [input_name(graph), *spiking_nodes(graph)]}
+    @property
+    def messages(self) -> float:
+        """Messages, one for each spike and core it is sent to."""
 
+    @property
+    def east_west(self) -> float | None:
+        """Crossings between tiles that are neighbours east and west; None: mesh not known."""
 
-def _through(name: str, node: nir.NIRNode, driven: Array, shape: tuple[int, ...]) -> Array:
-    """Return the synapses per element of `shape` that lead into or through `node`."""
-    if isinstance(node, nir.Conv1d | nir.Conv2d):
-        linked = (node.weight != 0).any(axis=tuple(range(2, node.weight.ndim)))  # [O, I / groups]
-        per_channel = linked.reshape(int(node.groups), -1, linked.shape[1]).sum(axis=1).reshape(-1)
-        return _spread(per_channel, window_of(name, node), shape[1:], driven.shape[1:])
-    if isinstance(node, nir.Affine | nir.Linear):
-        return np.full(shape, node.weight.shape[0], np.int64)
-    if isinstance(node, nir.AvgPool2d | nir.SumPool2d):
-        return _pooled(driven, window_of(name, node), shape)
-    if isinstance(node, nir.Flatten | nir.Scale):
-        return driven.reshape(shape)
-    return np.zeros(shape, np.int64)  # a neuron or the output: the synapses end before it
+    @property
+    def north_south(self) -> float | None:
+        """Crossings between tiles that are neighbours north and south; None: mesh not known."""
+
+    @property
+    def off_chip(self) -> float:
+        """Messages to another chip."""
 
 
-def _spread(
-    channels: Array, window: Window, given: tuple[int, ...], made: tuple[int, ...]
-) -> Array:
-    """Return channels[c] * (kernel taps that read the position), over all positions."""
-    total = channels.astype(np.int64)
-    for taps in _taps(window, given, made):
-        total = total[..., None] * taps.sum(axis=0)
-    return total
+def modeled(
+    graph: nir.NIRGraph,
+    activity: Activity,
+    profile: Profile,
+    relays: Sequence[Relay] = (),
+    hops: Hops | None = None,
+    cores: Mapping[str, int] | None = None,
+) -> list[Row]:
+    """Return energy, latency and the comparison with the ANN, per image.
 
-
-def _taps(window: Window, given: tuple[int, ...], made: tuple[int, ...]) -> list[Array]:
-    """Return per axis a matrix [output, input]: how often an output reads an input position."""
-    matrices = []
-    for axis, (size, outputs) in enumerate(zip(given, made, strict=True)):
-        matrix = np.zeros((outputs, size), np.int64)
-        for out in range(outputs):
-            first = out * window.stride[axis] - window.padding[axis]
-            reads = first + window.dilation[axis] * np.arange(window.kernel[axis])
-            matrix[out, reads[(reads >= 0) & (reads < size)]] += 1
-        matrices.append(matrix)
-    return matrices
-
-
-def _pooled(driven: Array, window: Window, shape: tuple[int, ...]) -> Array:
-    rows, columns = _taps(window, shape[1:], driven.shape[1:])
-    summed: Array = np.einsum("cyx,yh,xw->chw", driven, rows, columns)
-    return summed
-
-
-def modeled_energy(
-    graph: nir.NIRGraph, spikes: Mapping[str, Array], images: int, energy: Energy
-) -> list[dict[str, Any]]:
-    """Return energy per image in nJ, as {name, value, unit, kind, source}.
-
-    E = e_syn * synops + e_neuron * T * neurons + e_spike * spikes. The input drives its synapses
-    at every step, every neuron update counts as active, and hops between cores are left out,
-    since they depend on placement.
+    Each row is {name, value, unit, kind, source, confidence} and its kind is `modeled`. A profile
+    without the constants gives no rows.
 
     Args:
-        spikes: per spiking node the spikes of each neuron, summed over steps and images.
+        activity: what `CountingEngine` counted.
+        relays: populations that the lowering adds, see `relays_of`.
+        hops: of a placement; without, one message within a tile is charged for each spike.
+        cores: of a placement, the number of cores that each population has to itself; without,
+            latency is given as bounds.
     """
-    steps = metadata_of(graph).T
-    driven = fan_out(graph)
-    image = input_name(graph)
-    received = sum(int((spikes[node] * driven[node]).sum()) for node in spikes)
-    operations = steps * int(driven[image].sum()) + received / images
-    shapes = output_shapes(graph)
-    stateful = (*SPIKING, nir.LI, nir.Output)  # the output: neurons that sum without spiking
-    held = [name for name, node in graph.nodes.items() if isinstance(node, stateful)]
-    neurons = sum(int(np.prod(shapes[name])) for name in held)
-    emitted = sum(int(counts.sum()) for counts in spikes.values()) / images
-    parts = {
-        "synaptic_operations": (operations, energy.synaptic_operation_pj),
-        "neuron_updates": (steps * neurons, energy.neuron_update_active_pj),
-        "spikes": (emitted, energy.spike_within_tile_pj),
+    if activity.images == 0 or (profile.energy is None and profile.timing is None):
+        return []
+    events = events_of(graph, activity, input_on_host(profile), relays)
+    rows = []
+    if profile.energy is not None:
+        steps = metadata_of(graph).T
+        rows = _energy_rows(events, steps, profile.energy, hops, activity.images)
+        rows += _ann_rows(ann_macs(graph), rows[-1])
+    if profile.timing is not None:
+        rows += _latency_rows(events, profile, profile.timing, cores)
+    return rows
+
+
+def _row(name: str, value: float, unit: str, source: str, confidence: Confidence) -> Row:
+    return {
+        "name": name,
+        "value": value,
+        "unit": unit,
+        "kind": "modeled",
+        "source": source,
+        "confidence": confidence,
     }
+
+
+def _weakest(rows: Sequence[Row]) -> Confidence:
+    return TRUST[max(TRUST.index(row["confidence"]) for row in rows)]
+
+
+def _charge(name: str, count: float, cost: Real) -> Row:
+    """Return count * cost as nJ per image."""
+    text = f"{count:,.0f} x {cost.value:g} pJ; {cost.source}"
+    return _row(name, count * cost.value / 1000, "nJ/image", text, cost.confidence)
+
+
+def _energy_rows(
+    events: Events, steps: int, energy: Energy, hops: Hops | None, images: int
+) -> list[Row]:
+    """E = e_syn N_syn + e_active N_active + e_idle N_idle + e_spike N_messages (+ hops)."""
+    held = events.populations
+    spikes = float(sum(p.messages.sum() for p in held))
+    sent = spikes if hops is None else hops.messages / images
+    operations = float(sum(p.synaptic_operations.sum() for p in held))
     rows = [
-        _row(name, count * cost.value / 1000, f"{count:,.0f} x {cost.value:g} pJ; {cost.source}")
-        for name, (count, cost) in parts.items()
+        _charge("synaptic_operations", operations, energy.synaptic_operation_pj),
+        _charge(
+            "neuron_updates_active",
+            float(sum(p.active.sum() for p in held)),
+            energy.neuron_update_active_pj,
+        ),
+        _charge(
+            "neuron_updates_idle",
+            float(sum(p.idle.sum() for p in held)),
+            energy.neuron_update_inactive_pj,
+        ),
+        _charge("spikes", sent, energy.spike_within_tile_pj),
     ]
-    note = "sum of the above; without hops between cores and static power"
+    if events.input_messages:
+        total = float(steps * events.input_messages)
+        rows.append(_charge("input_messages", total, energy.spike_within_tile_pj))
+    if hops is not None and hops.east_west is not None and hops.north_south is not None:
+        rows += [
+            _charge("hops_east_west", hops.east_west / images, energy.hop_east_west_pj),
+            _charge("hops_north_south", hops.north_south / images, energy.hop_north_south_pj),
+        ]
+    note = "sum of the above, not counted: " + ", ".join(_left_out(events, hops, images))
     if energy.extrapolated_from:
         note += f"; constants of {energy.extrapolated_from}"
-    return [*rows, _row("total", sum(row["value"] for row in rows), note)]
+    value = sum(row["value"] for row in rows)
+    return [*rows, _row("total", value, "nJ/image", note, _weakest(rows))]
 
 
-def _row(name: str, value: float, source: str) -> dict[str, Any]:
-    return {"name": name, "value": value, "unit": "nJ/image", "kind": "modeled", "source": source}
+def _left_out(events: Events, hops: Hops | None, images: int) -> list[str]:
+    missing = ["static power", "input and output of the chip"]
+    if hops is None:
+        missing.append("hops between tiles (no placement)")
+    elif hops.east_west is None:
+        missing.append("hops between tiles (the mesh is not public)")
+    if hops is not None and hops.off_chip:
+        missing.append(f"{hops.off_chip / images:,.0f} messages to other chips")
+    if events.host_macs:
+        missing.append(f"{events.host_macs:,} MACs of the first layer on the host")
+    return missing
+
+
+def _latency_rows(
+    events: Events, profile: Profile, timing: Timing, cores: Mapping[str, int] | None
+) -> list[Row]:
+    """Rows in us; every step lasts as long as its slowest core, plus a barrier."""
+    origin = timing.synaptic_operation_ns
+    tail = f"steps of the slowest core and a barrier each; {origin.source}"
+    depth = max(population.depth for population in events.populations)
+    steps = len(events.populations[0].active)
+    first = f"T + L = {steps} + {depth} {tail}"
+    interval = f"T = {steps} {tail}"
+
+    def rows(suffix: str, latency: Latency, how: str) -> list[Row]:
+        values = (("latency", latency.first_ns, first), ("interval", latency.interval_ns, interval))
+        return [
+            _row(name + suffix, value / 1000, "us/image", f"{how}: {text}", origin.confidence)
+            for name, value, text in values
+        ]
+
+    if cores is not None:
+        return rows("", placed(events, timing, cores), f"placed on {sum(cores.values())} cores")
+    least, most = bounds(events, timing, profile.limits)
+    return [
+        *rows("_least", least, "no placement, work even on all cores"),
+        *rows("_most", most, "no placement, one core does everything"),
+    ]
+
+
+def _ann_rows(macs: int, total: Row) -> list[Row]:
+    """One pass of the ANN with the same operators, and energy / ANN energy (below 1: less)."""
+    rows = []
+    for name, cost in MAC_PJ.items():
+        ann = _charge(f"ann_{name}", macs, cost)
+        rows.append(ann)
+        weakest = _weakest([ann, total])
+        if macs:
+            note = (
+                f"total / ann_{name}; the ANN of the same operators, each evaluated once, "
+                f"arithmetic alone: memory access is not counted for it"
+            )
+            ratio = total["value"] / ann["value"]
+            rows.append(_row(f"ratio_to_ann_{name}", ratio, "ratio", note, weakest))
+    return rows

@@ -10,7 +10,7 @@ weights as they are gives -a, from which the fast neuron update needs no further
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from stars_deploy.errors import EngineError
 from stars_deploy.simulate.integer_bounds import Reach, reach
+from stars_deploy.simulate.integer_fields import Integers
 from stars_deploy.simulate.integer_network import INPUT, Connection, IntegerNetwork, Population
 
 if TYPE_CHECKING:
@@ -41,12 +42,15 @@ class Rule(Enum):
 class Synapse:
     """A connection with its weights times 64 (state units) and a constant per output channel.
 
+    `diagonal` [C, 1, 1] stands for the weights where every neuron hears its own position only, as
+    in relays and identity shortcuts: a product does what a convolution would.
     Weights of the host are as they are, in float64.
     """
 
     connection: Connection
     weight: Tensor
     constant: Tensor | None
+    diagonal: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ def prepare(network: IntegerNetwork, population: Population, device: str, emulat
     dtype = torch.float32 if single else torch.float64
     offset = _offset(population, rule)
     constant = None
+    if contained:  # a wrap would belong to each connection alone
+        entering = _in_parallel(entering)
     # A matrix into a map has a row per neuron, a convolution one per channel.
     per_channel = entering[0].kind == "conv" or len(population.shape) == 1
     fused = rule is Rule.SHIFTED and per_channel and not hosted
@@ -88,7 +94,7 @@ def prepare(network: IntegerNetwork, population: Population, device: str, emulat
     sign = -1 if rule is Rule.STEPWISE else 1
     synapses = [_synapse(item, network, sign, dtype, device) for item in entering]
     if constant is not None:
-        synapses[0] = Synapse(synapses[0].connection, synapses[0].weight, constant)
+        synapses[0] = replace(synapses[0], constant=constant)
     return Layer(
         population=population,
         synapses=tuple(synapses),
@@ -100,6 +106,31 @@ def prepare(network: IntegerNetwork, population: Population, device: str, emulat
         truncates=truncates,
         accumulates=population.name == network.readout and network.readout_kind == "potentials",
     )
+
+
+def _in_parallel(connections: list[Connection]) -> list[Connection]:
+    """Add up connections that differ in their weights alone; whole kernels come first."""
+    found: dict[tuple[object, ...], Connection] = {}
+    for item in connections:
+        geometry = (item.stride, item.padding, item.dilation, item.groups)
+        key = (item.source, item.kind, item.graded, item.weight.shape, *geometry)
+        if item.shift is not None:  # sums of the host are rounded one by one
+            key = (item.name,)
+        if key in found:
+            item = replace(item, weight=found[key].weight + item.weight)
+        found[key] = item
+    return sorted(found.values(), key=lambda item: _diagonal(item) is not None)
+
+
+def _diagonal(item: Connection) -> Integers | None:
+    """Return the weight of each channel [C] where it hears nothing but itself, else None."""
+    outputs, inputs = item.weight.shape[:2]
+    point = item.weight.shape[2:] == (1, 1) and item.stride == (1, 1) and item.padding == (0, 0)
+    if item.kind != "conv" or not point or outputs != item.groups * inputs:
+        return None
+    blocks = item.weight.reshape(item.groups, inputs, inputs)
+    own = blocks.diagonal(axis1=1, axis2=2)
+    return own.reshape(-1) if np.count_nonzero(own) == np.count_nonzero(blocks) else None
 
 
 def _binary_decay(population: Population) -> bool:
@@ -154,7 +185,10 @@ def _synapse(
     else:
         weight = _tensor(item.weight, torch.float64, device)
     if item.kind == "conv":
-        return Synapse(item, weight.contiguous(memory_format=torch.channels_last), None)
+        own = None if item.shift is not None else _diagonal(item)
+        diagonal = None if own is None else _tensor(own * (64 * sign), dtype, device)[:, None, None]
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        return Synapse(item, weight, None, diagonal)
     shape = (
         network.input_shape
         if item.source == INPUT
@@ -216,7 +250,12 @@ def weighted_sums(
         if layer.emulate and not layer.contained and synapse.connection.kind == "conv":
             part = _wrapped(part, 64 * STATE_LIMIT)  # the 24-bit output buffer of Lava's Conv
         part = part.reshape(steps, count, *part.shape[1:])
-        total = part if total is None else total + part
+        if total is None:
+            total = part
+        elif total.shape == part.shape:
+            total = total.add_(part)
+        else:
+            total = total + part
     if total is None:
         if host is None:
             raise EngineError(f"{layer.population.name}: no connection ends here")
@@ -239,6 +278,9 @@ def _weighted(synapse: Synapse, message: Tensor) -> Tensor:
         if message.ndim == 4:
             message = message.permute(0, 2, 3, 1)
         return F.linear(message.flatten(1), synapse.weight, synapse.constant)
+    if synapse.diagonal is not None:
+        own = message * synapse.diagonal
+        return own if synapse.constant is None else own.add_(synapse.constant[:, None, None])
     onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if onednn and message.device.type == "cpu":
         return F.conv2d(

@@ -13,12 +13,17 @@ Severity = Literal["error", "warning", "info"]
 # Errors of these codes mean that the graph is understood but exceeds what the hardware holds.
 LIMIT_CODES = frozenset(
     {
+        "input_messages",
         "scale_range",
         "convolution_field",
         "cores",
         "synaptic_memory",
         "input_axons",
+        "output_axons",
+        "neurons",
+        "destinations",
         "synaptic_delay",
+        "convolution_limit",
     }
 )
 

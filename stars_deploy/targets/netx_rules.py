@@ -74,7 +74,10 @@ def _truncate(weight: Integers, lost: int) -> Integers:
 
 def netx_problems(document: Mapping[str, Any], arrays: Mapping[str, Array]) -> list[str]:
     """Return every reason why NetX would not compute this network as it is written."""
-    return [*_not_a_chain(document), *_population_problems(document, arrays)] + [
+    branched = not_a_chain(document)
+    if branched is not None:
+        return [branched]  # NetX has no way to write it, so nothing else matters
+    return [*_population_problems(document, arrays)] + [
         problem
         for entry in document["connections"]
         if "host_shift" not in entry  # no synapses: the encoding is named above
@@ -82,20 +85,22 @@ def netx_problems(document: Mapping[str, Any], arrays: Mapping[str, Array]) -> l
     ]
 
 
-def _not_a_chain(document: Mapping[str, Any]) -> Iterator[str]:
+def not_a_chain(document: Mapping[str, Any]) -> str | None:
+    """Return why a network is no plain chain of graded input, synapses and neurons, or None."""
     previous = "input"
     targets = {entry["target"]: entry for entry in document["connections"]}
-    if len(targets) < len(document["connections"]):
-        yield "several connections end in one population; NetX holds plain chains only"
     if document["input"]["encoding"] not in ("signed_q", "pixel_u8"):
-        yield f"input encoding {document['input']['encoding']} is not a graded message"
+        return f"input encoding {document['input']['encoding']} is not a graded message"
+    if len(targets) < len(document["connections"]):
+        return "several connections end in one population; NetX holds plain chains only"
     for entry in document["populations"]:
         connection = targets.get(entry["name"])
         if connection is None or connection["source"] != previous:
-            yield f"{entry['name']}: does not listen to {previous} alone; NetX holds chains only"
-        elif connection["delay"] != 0:
-            yield f"{connection['name']}: has a delay, which NetX ignores for convolutions"
+            return f"{entry['name']}: does not listen to {previous} alone; NetX holds chains only"
+        if connection["delay"] != 0:
+            return f"{connection['name']}: has a delay, which NetX ignores for convolutions"
         previous = entry["name"]
+    return None
 
 
 def _population_problems(document: Mapping[str, Any], arrays: Mapping[str, Array]) -> Iterator[str]:

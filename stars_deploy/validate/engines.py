@@ -21,7 +21,7 @@ NEEDS = {
 }
 
 
-NO_NETX = "the bundle has no loihi/network.net: NetX would change this network (see check)"
+NO_NETX = "the bundle has no loihi/network.net: NetX cannot hold this network as it is (see check)"
 
 
 def check_engine_name(name: str) -> None:

@@ -46,11 +46,10 @@ def sweep_figure(result: Json) -> bytes:
                     f"time steps T{_at_bits(lines)}" if key == "steps"
                     else f"weight bits, at T = {result['T']}"
                 )  # fmt: skip
-        figure.suptitle(
-            f"{result['source']['name']} on profile {result['profile']}: {result['n']} "
-            f"{result['images']} images",
-            fontsize=10,
-        )
+        title = f"{result['source']['name']} on profile {result['profile']}"
+        images = f"{result['n']} images: {result['images']}"
+        joint = ", " if len(panels) > 1 else "\n"
+        figure.suptitle(f"{title}{joint}{images}", fontsize=10)
         return _png(figure)
 
 
@@ -119,7 +118,7 @@ def _spikes(axes: Any, result: Json, lines: Mapping[str, Sequence[Json]], x: str
                 color=shades(0.1 + 0.75 * index / (len(nodes) - 1)), label=node,
             )  # fmt: skip
     _reference(axes, result["reference"]["spikes_per_image"], None)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     axes.set_ylabel("spikes per image")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     _legend(axes, columns=4)

@@ -9,29 +9,54 @@ from stars_deploy import __version__
 from stars_deploy.config.profile import load_profile
 from stars_deploy.graph.foreign import OWN, Reading
 from stars_deploy.targets.findings import Finding, exit_code
-from stars_deploy.validate.check import check as find
+from stars_deploy.targets.loihi import balance_named
+from stars_deploy.validate.check import Examination, examine
+from stars_deploy.validate.placement import placement_summary
 from stars_deploy.workflow.sources import load_any_graph, source_kind
 
 
-def check(source: Path, profile: str, reading: Reading | None = None) -> dict[str, Any]:
-    """Return all findings about SOURCE, and the exit code that they add up to: 0, 2 or 4.
+def check(
+    source: Path,
+    profile: str,
+    reading: Reading | None = None,
+    balance: str = "relay",
+    picture: Path | None = None,
+) -> dict[str, Any]:
+    """Return all findings about SOURCE, its placement, and the exit code: 0, 2 or 4.
 
-    `reading` says what a graph of another tool leaves open; what is missing is a finding.
-    Raises: InputError, BundleError, GraphError only where there is no graph to look at.
+    Args:
+        reading: what a graph of another tool leaves open; what is missing is a finding.
+        balance: relay or delay, how skip connections wait.
+        picture: a PNG to draw the placement into; not written where nothing can be placed.
+
+    Raises:
+        InputError, BundleError, GraphError: there is no graph to look at, or no such balance.
+        RecipeError: an unknown profile.
     """
-    chosen = load_profile(profile)
+    chosen, way = load_profile(profile), balance_named(balance)
     adopted = load_any_graph(source, reading)
     findings = [
         Finding(item.code, "error", item.node, item.message, remedy=item.remedy)
         for item in adopted.problems
     ]
+    examination = Examination()
     if OWN in adopted.graph.metadata:
-        findings += find(adopted.graph, chosen)
+        examination = examine(adopted.graph, chosen, way)
+    findings += examination.findings
     findings += [Finding(note.code, "info", note.node, note.message) for note in adopted.notes]
+    placement = examination.placement
+    drawn = None
+    if picture is not None and placement is not None:
+        from stars_deploy.validate.placement_picture import draw_placement
+
+        draw_placement(placement, chosen.limits, picture)
+        drawn = str(picture)
     return {
         "source": {"kind": source_kind(source), "name": source.resolve().name},
         "profile": chosen.name,
         "findings": [finding.to_dict() for finding in findings],
+        "placement": None if placement is None else placement_summary(placement, chosen.limits),
+        "picture": drawn,
         "exit_code": exit_code(findings),
         "tool_version": __version__,
     }

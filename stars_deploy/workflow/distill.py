@@ -69,7 +69,7 @@ def distill(
     device = resolve(recipe.run.device)
     teacher = load_teacher(recipe, weights, origin)
     recipe = _with_teacher(recipe, weights_path(recipe, weights, origin))
-    with _threads(recipe.run.threads):  # a recipe is refused before it claims a folder
+    with threads(recipe.run.threads):  # a recipe is refused before it claims a folder
         session = Session(recipe, teacher.to(device))
     images = image_folder(recipe)
     begun = (out / checkpoint.FILE).is_file() or (out / SUMMARY).is_file()
@@ -81,7 +81,7 @@ def distill(
         return dict(read_json(out / SUMMARY))
     state = checkpoint.load(out)
     _keep_images(session, images, state)
-    with _threads(recipe.run.threads if state is None else state["threads"]):
+    with threads(recipe.run.threads if state is None else state["threads"]):
         watch = None if after_epoch is None else partial(_watched, session, after_epoch)
         seconds = loop.run(session, out, state, progress, watch)
         save_weights(session.student, out / STUDENT)
@@ -206,7 +206,7 @@ def _first_difference(
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
     """Use `count` CPU threads inside, torch's own choice if 0; sums depend on their number."""
     before = torch.get_num_threads()
     if count:

@@ -13,7 +13,7 @@ import numpy as np
 from stars_deploy import __version__
 from stars_deploy.assets import asset
 from stars_deploy.config.profile import Profile, load_profile
-from stars_deploy.errors import InputError, nearest
+from stars_deploy.errors import InputError, RecipeError, nearest
 from stars_deploy.files import (
     atomic_directory,
     atomic_path,
@@ -30,8 +30,9 @@ from stars_deploy.graph.writer import write_graph
 from stars_deploy.simulate.recording import Recording
 from stars_deploy.targets.bundle import Golden, refuse_foreign, write_golden, write_manifest
 from stars_deploy.targets.findings import require_no_errors
+from stars_deploy.targets.loihi import Balance, LoweredNetwork, balance_named
 from stars_deploy.validate.card import card_text
-from stars_deploy.validate.check import check
+from stars_deploy.validate.check import examine
 from stars_deploy.validate.engines import build_engine
 from stars_deploy.validate.training import read_training
 from stars_deploy.workflow.samples import AUTO, Samples, golden_samples
@@ -57,25 +58,27 @@ def export(
     out: Path,
     reading: Reading | None = None,
     golden_images: str = AUTO,
+    balance: str = "relay",
 ) -> Json:
     """Write the bundle OUT of SOURCE: graph.nir, golden.npz, the targets, their kits, the seal.
 
     The bundle appears as a whole or not at all, and replaces nothing but a bundle. What was
     measured about SOURCE (training.json, synthetic.png) comes along. `reading` says what a graph of
-    another tool leaves open, `golden_images` which images are recorded (see golden_samples).
+    another tool leaves open, `golden_images` which images are recorded (see golden_samples),
+    `balance` how skip connections wait on the chip: relay or delay.
 
     Raises:
         InputError: an unknown target or gain, or an OUT that would be lost.
         GraphError, DoesNotFit: the graph cannot be lowered to the profile; lists every reason.
     """
     wanted = _checked(targets, golden, nir_gain)
-    chosen = load_profile(profile)
+    chosen, way = load_profile(profile), balance_named(balance)
     refuse_foreign(out)
     opened = open_source(source, reading)
     with atomic_directory(out) as folder:
         write_graph(_with_gain(opened.graph, nir_gain), folder / "graph.nir")
         graph = read_graph(folder / "graph.nir")  # targets come from the file, not from memory
-        _write_targets(graph, wanted, chosen, folder)
+        _write_targets(graph, wanted, chosen, way, folder)
         samples = _record(graph, golden, golden_images, opened, folder)
         _copy_evidence(opened, folder)
         manifest = write_manifest(
@@ -117,13 +120,19 @@ def _with_gain(graph: nir.NIRGraph, gain: str) -> nir.NIRGraph:
 
 
 def _write_targets(
-    graph: nir.NIRGraph, targets: Sequence[str], profile: Profile, folder: Path
+    graph: nir.NIRGraph, targets: Sequence[str], profile: Profile, balance: Balance, folder: Path
 ) -> None:
     if "onnx" in targets:
         write_onnx(graph, folder)
     if "loihi" in targets:
-        require_no_errors(check(graph, profile), f"this graph does not fit {profile.name}")
-        write_loihi(graph, profile, folder)
+        examined = examine(graph, profile, balance)
+        require_no_errors(examined.findings, f"this graph does not fit {profile.name}")
+        if examined.network is None:
+            raise RecipeError(
+                f"--profile {profile.name} computes in floating point: there are no integers for "
+                "--target loihi; choose another profile"
+            )
+        write_loihi(examined.network, folder)
     for target in targets:
         for name in KITS.get(target, ()):
             (folder / name).parent.mkdir(exist_ok=True)
@@ -139,16 +148,14 @@ def write_onnx(graph: nir.NIRGraph, folder: Path) -> None:
             temporary.write_bytes(build(graph).SerializeToString(deterministic=True))
 
 
-def write_loihi(graph: nir.NIRGraph, profile: Profile, folder: Path) -> None:
+def write_loihi(network: LoweredNetwork, folder: Path) -> None:
     """Write loihi/network.json and network.npz, and network.net if NetX can hold the network.
 
-    Errors as targets.loihi.lower. What NetX would change is left to raw Lava, which `check` says.
+    What NetX would change is left to raw Lava, which `check` says.
     """
-    from stars_deploy.targets.loihi import lower
     from stars_deploy.targets.netx import write_netx
     from stars_deploy.targets.netx_rules import netx_problems
 
-    network = lower(graph, profile)
     (folder / "loihi").mkdir()
     network.write(folder / "loihi")
     if not netx_problems(network.document, network.arrays):

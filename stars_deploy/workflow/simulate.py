@@ -16,13 +16,15 @@ from stars_deploy.console import Progress, no_progress
 from stars_deploy.graph.foreign import Reading
 from stars_deploy.graph.geometry import output_shapes
 from stars_deploy.graph.metadata import metadata_of
-from stars_deploy.simulate.energy import CountingEngine, modeled_energy
+from stars_deploy.simulate.energy_activity import CountingEngine
 from stars_deploy.simulate.recording import Engine
 from stars_deploy.targets.bundle import read_golden
+from stars_deploy.targets.loihi import Balance, balance_named, lower
 from stars_deploy.validate.counts import state_of
 from stars_deploy.validate.document import engine_json
 from stars_deploy.validate.engines import NEEDS, build_engine, require_runnable
 from stars_deploy.workflow.export import write_loihi, write_onnx
+from stars_deploy.workflow.modeling import deployed, energy_rows
 from stars_deploy.workflow.samples import Samples, golden_part, golden_samples, load_samples
 from stars_deploy.workflow.setting import batch_size, default_engine, resolve_device
 from stars_deploy.workflow.sources import Source, open_source
@@ -41,27 +43,30 @@ def simulate(
     device: str = "auto",
     progress: Progress = no_progress,
     reading: Reading | None = None,
+    balance: str = "relay",
 ) -> Json:
     """Run SOURCE (a run, a bundle or a .nir file) and count accuracy, spikes and modeled energy.
 
     `reading` says what a graph of another tool leaves open. Targets that the source does not hold
-    for this profile are built in a temporary folder.
+    for this profile are built in a temporary folder, `balance` (relay or delay) says how.
 
     Raises:
         InputError: bad source, engine or limit. GraphError, DoesNotFit: the graph cannot be
         lowered to the profile. DataError, EngineError.
     """
-    chosen = load_profile(profile)
+    chosen, way = load_profile(profile), balance_named(balance)
     name = default_engine(chosen) if engine is None else engine
     require_runnable(name)
     opened = open_source(source, reading)
     samples = samples_of(opened, data, limit)
     with tempfile.TemporaryDirectory(prefix="stars-deploy.") as folder:
-        files = _files(opened, name, chosen, Path(folder))
+        files = _files(opened, name, chosen, way, Path(folder))
         place = resolve_device(name, device)
-        runner = CountingEngine(build_engine(name, opened.graph, files, place, LAVA_TIMEOUT_S))
+        judged = build_engine(name, opened.graph, files, place, LAVA_TIMEOUT_S)
+        runner = CountingEngine(judged, opened.graph)
         correct = _run(runner, opened.graph, samples, progress)
-    return _result(opened, chosen, runner, samples, correct)
+        energy = energy_rows(opened.graph, runner, chosen, deployed(files, chosen))
+    return _result(opened, chosen, runner, samples, correct, energy)
 
 
 def samples_of(source: Source, data: str | None, limit: int | None) -> Samples:
@@ -74,14 +79,14 @@ def samples_of(source: Source, data: str | None, limit: int | None) -> Samples:
     return golden_samples(source.graph, limit or DEFAULT_IMAGES, run)
 
 
-def _files(source: Source, engine: str, profile: Profile, folder: Path) -> Path:
+def _files(source: Source, engine: str, profile: Profile, balance: Balance, folder: Path) -> Path:
     """Return a folder with the files that `engine` needs, built from the graph if need be."""
     bundle = source.bundle
     held = bundle is not None and all(bundle.has(name) for name in NEEDS[engine])
     if engine in ("integer", "lava"):
         if bundle is not None and held and bundle.manifest["profile"] == profile.name:
             return bundle.path
-        write_loihi(source.graph, profile, folder)
+        write_loihi(lower(source.graph, profile, balance), folder)
     elif engine == "onnx":
         if bundle is not None and held:
             return bundle.path
@@ -110,9 +115,9 @@ def _result(
     engine: CountingEngine,
     samples: Samples,
     counted: tuple[int, int],
+    energy: list[Json],
 ) -> Json:
     labelled, correct = counted
-    energy = profile.energy
     return {
         "profile": profile.name,
         "engine": engine_json(engine.info),
@@ -121,9 +126,7 @@ def _result(
         "n": engine.images,
         "accuracy": correct / labelled if labelled else None,
         "layers": _layers(source.graph, engine),
-        "energy": (
-            modeled_energy(source.graph, engine.spikes, engine.images, energy) if energy else []
-        ),
+        "energy": energy,
         "tool_version": __version__,
     }
 

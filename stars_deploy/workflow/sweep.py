@@ -167,7 +167,7 @@ def _document(
 
     def row(point: Point) -> Json:
         timed = with_steps(source.graph, point.steps)
-        return point.to_json(samples.labels, base.predictions, timed, plan.profile.energy)
+        return point.to_json(samples.labels, base.predictions, timed)
 
     rows = [row(point) for point in points]
     return {

@@ -9,9 +9,8 @@ from typing import Any
 import nir
 import numpy as np
 
-from stars_deploy.config.profile import Energy
 from stars_deploy.data import Labels
-from stars_deploy.simulate.energy import modeled_energy
+from stars_deploy.simulate.energy_counts import synaptic_operations
 from stars_deploy.simulate.tally import Tally
 from stars_deploy.workflow.samples import Samples
 from stars_deploy.workflow.statistics import wilson
@@ -30,14 +29,12 @@ class Point:
     tally: Tally | None
     problem: str | None = None
 
-    def to_json(
-        self, labels: Labels, reference: Labels, graph: nir.NIRGraph, energy: Energy | None
-    ) -> Json:
+    def to_json(self, labels: Labels, reference: Labels, graph: nir.NIRGraph) -> Json:
         """Return the point with its intervals; all None but `problem` where nothing was run.
 
         Args:
             reference: predictions of the float graph with its own T.
-            graph: the graph with the T of this point, for the energy.
+            graph: the graph with the T of this point, whose synapses are counted.
         """
         tally = self.tally
         spikes = tally.totals if tally else None
@@ -51,9 +48,9 @@ class Point:
             **_agreement(tally, reference),
             "spikes": spikes,
             "spikes_per_image": sum(spikes.values()) / count if spikes is not None else None,
-            "energy": modeled_energy(graph, tally.spikes, count, energy)
-            if tally and energy
-            else [],
+            "synaptic_operations": (
+                synaptic_operations(graph, tally.spikes, count) if tally else None
+            ),
             "problem": self.problem,
         }
 

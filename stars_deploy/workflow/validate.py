@@ -11,7 +11,7 @@ from stars_deploy.config.profile import load_profile
 from stars_deploy.console import Progress, no_progress
 from stars_deploy.errors import InputError, RecipeError
 from stars_deploy.files import json_text, read_json, sha256, write_texts
-from stars_deploy.simulate.energy import CountingEngine, modeled_energy
+from stars_deploy.simulate.energy_activity import CountingEngine
 from stars_deploy.simulate.recorded_engine import RecordedEngine
 from stars_deploy.targets.findings import Finding
 from stars_deploy.validate import document
@@ -23,6 +23,7 @@ from stars_deploy.validate.lowering import lowering_differences, onnx_difference
 from stars_deploy.validate.report import report_html
 from stars_deploy.validate.selfcheck import golden_findings
 from stars_deploy.workflow.comparisons import COMPARISONS, Outcome
+from stars_deploy.workflow.modeling import deployed, energy_rows
 from stars_deploy.workflow.setting import Setting, open_setting
 
 Json = dict[str, Any]
@@ -52,7 +53,7 @@ def validate(
         command that ran.
     """
     setting = open_setting(bundle, profile, engine, data, limit, timeout, device, command, trace)
-    target = CountingEngine(setting.target(progress))
+    target = CountingEngine(setting.target(progress), setting.graph)
     findings = _self_check(setting, progress)
     total = len(setting.samples.images)
     outcome = COMPARISONS[setting.engine](
@@ -114,8 +115,8 @@ def _result(
     training = document.training_json(
         setting.training, samples.source, len(samples.images), reached
     )
-    energy = setting.profile.energy
-    modeled = modeled_energy(setting.graph, target.spikes, target.images, energy) if energy else []
+    held = deployed(bundle.path, setting.profile)
+    energy = energy_rows(setting.graph, target, setting.profile, held)
     present = set(bundle.manifest["sha256"])
     return {
         "schema": 1,
@@ -127,7 +128,7 @@ def _result(
         "training": training,
         "images": samples.source,
         **outcome.parity,
-        "energy": modeled,
+        "energy": energy,
         "tolerances": outcome.rule,
         "findings": document.findings_json([*findings, *notes]),
         "also": outcome.also,

@@ -15,11 +15,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import numpy as np
 
-from stars_deploy.errors import GraphError
+from stars_deploy.errors import GraphError, InputError
 from stars_deploy.graph.geometry import Shape
 from stars_deploy.graph.linear import LARGEST_MATRIX, as_operator, identity
 from stars_deploy.targets.findings import Finding
@@ -27,6 +27,15 @@ from stars_deploy.targets.loihi.stages import INPUT, Incoming, Stage, connection
 
 Balance = Literal["relay", "delay"]
 LONGEST_DELAY = 62  # slots of a synaptic delay in lava-dl 0.6.0 and on the chips
+
+
+def balance_named(name: str) -> Balance:
+    """Return `name` if it is a way to balance; InputError else."""
+    if name not in get_args(Balance):
+        raise InputError(
+            f"--balance {name!r} is unknown; expected {' or '.join(get_args(Balance))}"
+        )
+    return cast(Balance, name)
 
 
 def balanced(

@@ -16,10 +16,22 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from stars_deploy.config.profile import Profile
+
 Reals = NDArray[np.float64]
 WEIGHT_LIMIT = (1 << 31) - 1
 SHIFT_LIMIT = 31
 ENCODING = "host_bias"
+
+
+def takes_biases(profile: Profile) -> bool:
+    """Whether the image enters as biases: a Loihi without graded messages.
+
+    Other families without them have no biases that a host could write for every image.
+    """
+    arithmetic = profile.arithmetic
+    binary = arithmetic is not None and arithmetic.message_bits is None
+    return binary and profile.identity.family == "loihi"
 
 
 def host_shift(weight: Reals) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import nir
 import numpy as np
 
-from stars_deploy.config.profile import Arithmetic, Profile
+from stars_deploy.config.profile import Profile
 from stars_deploy.errors import GraphError, RecipeError
 from stars_deploy.graph.geometry import input_shape
 from stars_deploy.graph.metadata import GraphMetadata, metadata_of
@@ -17,6 +17,7 @@ from stars_deploy.targets.findings import Finding, require_no_errors
 from stars_deploy.targets.loihi.balance import Balance, balanced
 from stars_deploy.targets.loihi.document import LoweredNetwork, Readout, assemble
 from stars_deploy.targets.loihi.encode import InputCode, host_code, input_codes
+from stars_deploy.targets.loihi.host import takes_biases
 from stars_deploy.targets.loihi.neurons import NEURONS, READOUT, Dynamics, dynamics
 from stars_deploy.targets.loihi.notes import graph_notes, input_notes, scale_notes
 from stars_deploy.targets.loihi.quantise import (
@@ -29,6 +30,7 @@ from stars_deploy.targets.loihi.quantise import (
 )
 from stars_deploy.targets.loihi.stages import INPUT, Stage, readout_of, stages_of
 
+DEFAULT_MESSAGE_BITS = 8  # to say what else stands in the way of a chip that takes no image
 
 @dataclass(frozen=True)
 class Analysis:
@@ -71,8 +73,7 @@ def analyse(graph: nir.NIRGraph, profile: Profile, balance: Balance = "relay") -
     if any(item.severity == "error" for item in found):
         return Analysis(None, tuple(flat), tuple(found))
     readout = readout_of(graph, flat)
-    host = profile.arithmetic.message_bits is None
-    stages, cost = balanced(flat, balance, host)
+    stages, cost = balanced(flat, balance, takes_biases(profile))
     found += [*cost, *graph_notes(metadata)]
     if any(item.severity == "error" for item in found):
         return Analysis(None, tuple(stages), tuple(found))
@@ -133,8 +134,8 @@ def _quantised(
         stage.name: _target(stage, neurons.get(stage.name, READOUT), metadata.T)
         for stage in computing
     }
-    code, results = _encoded(computing, targets, _codes(metadata, arithmetic), ranges)
-    found = input_notes(code, computing)
+    code, results = _encoded(computing, targets, _codes(metadata, profile), ranges)
+    found = input_notes(code, computing, profile)
     for stage in computing:
         target = _listening(stage, targets[stage.name], code)
         if stage.name not in results:
@@ -161,11 +162,12 @@ def _quantised(
     return network, found
 
 
-def _codes(metadata: GraphMetadata, arithmetic: Arithmetic) -> list[InputCode]:
-    """Return the input codes to choose from; without graded messages the image stays outside."""
-    if arithmetic.message_bits is None:
+def _codes(metadata: GraphMetadata, profile: Profile) -> list[InputCode]:
+    """Return the input codes to choose from; where the host has the image, only its own."""
+    if takes_biases(profile):
         return [host_code(metadata)]
-    return input_codes(metadata, arithmetic.message_bits.value)
+    bits = profile.arithmetic.message_bits if profile.arithmetic else None
+    return input_codes(metadata, bits.value if bits else DEFAULT_MESSAGE_BITS)
 
 
 def _readout(stage: Stage, result: Quantised | None, steps: int) -> Readout:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from stars_deploy.config.profile import Profile
 from stars_deploy.graph.metadata import GraphMetadata
 from stars_deploy.targets.findings import Finding
 from stars_deploy.targets.loihi.encode import InputCode
@@ -32,9 +33,20 @@ def graph_notes(metadata: GraphMetadata) -> list[Finding]:
     ]
 
 
-def input_notes(code: InputCode, stages: Sequence[Stage]) -> list[Finding]:
+def input_notes(code: InputCode, stages: Sequence[Stage], profile: Profile) -> list[Finding]:
     """Say how the image enters where it is not sent, and how coarse its integers are."""
     found = [_host_note(stages)] if code.host else []
+    if not code.host and profile.arithmetic and profile.arithmetic.message_bits is None:
+        return [
+            Finding(
+                code="input_messages",
+                severity="error",
+                node=None,
+                message=f"profile {profile.name} has binary spikes only, the image needs graded "
+                f"messages or biases that the host writes",
+                remedy="choose profile loihi2 or loihi1",
+            )
+        ]
     if code.error <= COARSE:
         return found
     return [

@@ -179,20 +179,19 @@ def _ratio(limit: float, value: float) -> float:
 
 
 def _dyadic(target: Target, limits: dict[str, float], hard: float) -> Iterator[float]:
-    """Yield scales unit * 2^e from the largest possible down, while nothing is rounded."""
-    # Messages in units of 1/k make weights of k times the scale: the grid is that of s / k.
+    """Yield scales 2^e and unit * 2^e from the largest possible down, while nothing is rounded."""
+    # Messages in units of 1/k make weights of k times the scale: the grid is that of s / k, unless
+    # the weights were made for the messages.
     unit = max((1 / source.unit for source in target.sources), default=1.0)
     largest = min(hard, limits["weights"] * 129 / 127)
     if not np.isfinite(largest):
         return
-    exponent = int(np.floor(np.log2(largest / unit)))
     values = [*target.weights, target.bias, np.array([target.threshold or 0.0])]
-    while True:
-        scale = float(unit * 2.0**exponent)
-        if not all(_whole(value * scale) for value in values):
-            return
-        yield scale
-        exponent -= 1
+    for base in sorted({1.0, unit}):
+        exponent = int(np.floor(np.log2(largest / base)))
+        while all(_whole(value * base * 2.0**exponent) for value in values):
+            yield float(base * 2.0**exponent)
+            exponent -= 1
 
 
 def _whole(values: Reals) -> bool:
