@@ -268,10 +268,13 @@ def test_every_limit_of_a_placement_is_worded():
         assert named and ("loihi2" in found.message), found.message
 
 
-def test_a_chip_without_graded_input_is_placed_all_the_same():
+def test_a_chip_without_graded_input_is_placed_without_its_image():
     examined = examine(small(), LOIHI1)
-    assert exit_code(examined.findings) == 4
-    assert [entry.name for entry in examined.placement.populations] == ["lif1", "lif2", "fc"]
+    assert exit_code(examined.findings) == 0
+    placed = {entry.name: entry for entry in examined.placement.populations}
+    assert list(placed) == ["lif1", "lif2", "fc"]
+    assert placed["lif1"].fullest("synaptic_memory_bit") == 0
+    assert placed["lif1"].fullest("input_axons") == 0 < placed["lif2"].fullest("input_axons")
     assert examine(border_pool(None), LOIHI1).placement is None
     assert examine(small(), load_profile("reference")).placement is None
 

@@ -113,9 +113,8 @@ def _in_parallel(connections: list[Connection]) -> list[Connection]:
     found: dict[tuple[object, ...], Connection] = {}
     for item in connections:
         geometry = (item.stride, item.padding, item.dilation, item.groups)
-        key = (item.source, item.kind, item.graded, item.weight.shape, *geometry)
-        if item.shift is not None:  # sums of the host are rounded one by one
-            key = (item.name,)
+        alone = None if item.shift is None else item.name  # sums of the host are rounded singly
+        key = (item.source, item.kind, item.graded, item.weight.shape, alone, *geometry)
         if key in found:
             item = replace(item, weight=found[key].weight + item.weight)
         found[key] = item

@@ -32,6 +32,7 @@ from stars_deploy.targets.loihi.stages import INPUT, Stage, readout_of, stages_o
 
 DEFAULT_MESSAGE_BITS = 8  # to say what else stands in the way of a chip that takes no image
 
+
 @dataclass(frozen=True)
 class Analysis:
     """The lowered network, None where an error forbids it, and all findings."""
