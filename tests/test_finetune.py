@@ -283,5 +283,5 @@ assert DOCUMENT["pool"]["max_images"] == 60  # what the numbers above count on
 
 def test_a_first_layer_that_the_host_computes_is_refused(run, weights, tmp_path):
     with pytest.raises(InputError, match="--profile loihi1: the host computes its first layer"):
-        finetune(run, tmp_path / "out", Settings(2, 0.01, 0), "loihi1", weights=weights)
+        finetune(run, tmp_path / "out", Settings(2, 0.01, 0), profile="loihi1", weights=weights)
     assert not (tmp_path / "out").exists()
