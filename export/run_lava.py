@@ -10,6 +10,11 @@ are streamed back to back: a population of depth d integrates image k, counting 
 steps k*T + 1 + d .. (k + 1)*T + d, and is reset in the first of them, so N images take N*T + L
 steps for a read-out of depth L.
 
+With input encoding `host_bias` (targets without graded spikes) no image is sent: this script
+computes what it gives to each population, in integers, and writes it to the population's biases
+(`bias_mant`) before its first step for that image. That takes a pause of the network per image and
+depth. Lava's simulation allows it; whether a board does has not been tried. NetX cannot do it.
+
 Trace: `info` (JSON: engine, versions, timings, sizes), `manifest_sha256` of the bundle, `images`
 uint8 [N, C, H, W], `spikes.<population>` uint8 [T, N, C, H, W] or [T, N, n], `readout.v` int64
 [N, K] (voltage after T steps, or summed over them, in 1/64 weight units), `readout.saturated` bool
@@ -42,6 +47,10 @@ SCHEMA = 1  # of network.json
 TRACE_SCHEMA = 2
 MAX_THRESHOLD = 131071  # 17 bits
 MAX_DELAY = 62
+MAX_SHIFT = 31
+HOST_BIAS = "host_bias"
+ENCODINGS = ("signed_q", "pixel_u8", HOST_BIAS)
+BIAS_RANGE = (-4096, 4095)  # 12 bits and the sign
 INT8_LIMIT = 127  # Lava's Conv keeps kernel size, stride, padding, dilation and groups as int8
 
 
@@ -83,15 +92,21 @@ def check_document(document, arrays):
     if document.get("schema") != SCHEMA:
         raise KitError(f"network.json: schema {document.get('schema')!r}, this kit reads {SCHEMA}")
     encoding = document["input"]["encoding"]
-    if encoding not in ("signed_q", "pixel_u8"):
-        raise KitError(f"input encoding {encoding!r}; this kit knows signed_q and pixel_u8")
+    if encoding not in ENCODINGS:
+        raise KitError(f"input encoding {encoding!r}; this kit knows {', '.join(ENCODINGS)}")
+    table = arrays[document["input"]["table_key"]]
     names = {population["name"] for population in document["populations"]}
     for population in document["populations"]:
         check_population(population, arrays)
     for connection in document["connections"]:
         if connection["source"] not in names | {"input"} or connection["target"] not in names:
             raise KitError(f"connection {connection['name']!r} does not join two populations")
-        check_connection(connection, arrays)
+        if encoding == HOST_BIAS and connection["source"] == "input":
+            check_host_connection(connection, arrays, table)
+        else:
+            check_connection(connection, arrays)
+    if encoding == HOST_BIAS:
+        check_joined(document)
 
 
 def check_population(population, arrays):
@@ -123,6 +138,32 @@ def check_connection(connection, arrays):
         raise KitError(f"{name}: {keys} must be <= {INT8_LIMIT} in Lava; write groups expanded")
 
 
+def check_host_connection(connection, arrays, table):
+    """Refuse what the host cannot compute in 64-bit integers."""
+    name, weight = connection["name"], arrays[connection["weight_key"]]
+    if connection["kind"] not in ("conv", "dense") or connection["delay"]:
+        raise KitError(f"{name}: the host computes conv and dense without delay")
+    if not 0 <= connection["host_shift"] <= MAX_SHIFT:
+        raise KitError(f"{name}: host_shift {connection['host_shift']}, expected 0..{MAX_SHIFT}")
+    largest = np.abs(weight.astype(float)).reshape(len(weight), -1).sum(axis=1).max()
+    if largest * np.abs(table.astype(float)).max() >= 2.0**62:
+        raise KitError(f"{name}: sums of its weights leave 64 bits")
+
+
+def check_joined(document):
+    """Refuse parts that no connection joins: without a source, Lava would run only one of them."""
+    joined, rest = {document["readout"]["population"]}, document["connections"]
+    while True:
+        met = [c for c in rest if c["source"] != "input" and joined & {c["source"], c["target"]}]
+        if not met:
+            break
+        joined |= {end for c in met for end in (c["source"], c["target"])}
+        rest = [c for c in rest if c not in met]
+    apart = sorted({p["name"] for p in document["populations"]} - joined)
+    if apart:
+        raise KitError(f"no connections lead from {', '.join(apart)} to the read-out")
+
+
 def load_images(bundle, choice, limit):
     """Return uint8 images [N, C, H, W] from the bundle's golden set or from an npz."""
     path = Path(bundle) / "golden.npz" if choice == "golden" else Path(choice)
@@ -145,6 +186,57 @@ def quantise(images, document, arrays):
         raise KitError(f"images are {images.shape[1:]}, the network takes {expected} (C, H, W)")
     table = arrays[document["input"]["table_key"]].astype(np.int32)
     return np.stack([table[c][images[:, c]] for c in range(len(table))], axis=1)
+
+
+# ---- image as biases -----------------------------------------------------------------------
+
+
+def host_biases(document, arrays, messages):
+    """Return {population: bias mantissas int16 [N, *shape_whc]} of images as table values."""
+    entries = {}
+    for connection in document["connections"]:
+        if connection["source"] == "input":
+            entries.setdefault(connection["target"], []).append(connection)
+    populations = [p for p in document["populations"] if p["name"] in entries]
+    return {
+        p["name"]: np.stack([mantissas(p, entries[p["name"]], arrays, m) for m in messages])
+        for p in populations
+    }
+
+
+def mantissas(population, connections, arrays, message):
+    """Return the bias mantissas of a population for one image, in the layout of its process.
+
+    Each connection adds c = (S + (2^shift >> 1)) >> shift, S the sum of weight times table value.
+    """
+    shape = tuple(population["shape_whc"][::-1])
+    total = bias_mantissa(population, arrays).astype(np.int64)
+    for connection in connections:
+        shift = connection["host_shift"]
+        sums = host_sums(connection, arrays, message.astype(np.int64), shape)
+        total = total + ((sums + ((1 << shift) >> 1)) >> shift).transpose()
+    low, high = total.min(), total.max()
+    if low < BIAS_RANGE[0] or high > BIAS_RANGE[1]:
+        raise KitError(f"{population['name']}: biases {low}..{high}, expected {BIAS_RANGE}")
+    return np.ascontiguousarray(total, dtype=np.int16)
+
+
+def host_sums(connection, arrays, message, shape):
+    """Return the sums of a message [C, H, W] for a population of `shape`, in int64."""
+    weight = arrays[connection["weight_key"]].astype(np.int64)
+    if connection["kind"] == "dense":
+        return (weight @ message.reshape(-1)).reshape(shape)
+    (sy, sx), (dy, dx) = connection["stride"], connection["dilation"]
+    py, px = connection["padding"]
+    padded = np.pad(message, ((0, 0), (py, py), (px, px)))
+    groups, per_group = connection["groups"], weight.shape[1]
+    kernel = weight.reshape(groups, -1, *weight.shape[1:])
+    sums = np.zeros((groups, kernel.shape[1], shape[1] * shape[2]), np.int64)
+    for i in range(weight.shape[2]):
+        for j in range(weight.shape[3]):
+            seen = padded[:, i * dy :: sy, j * dx :: sx][:, : shape[1], : shape[2]]
+            sums += kernel[..., i, j] @ seen.reshape(groups, per_group, -1)
+    return sums.reshape(shape)
 
 
 # ---- network -------------------------------------------------------------------------------
@@ -177,8 +269,11 @@ def build_raw(document, arrays):
     shapes = {p["name"]: p["shape_whc"] for p in document["populations"]}
     shapes["input"] = document["input"]["shape_whc"]
     entries = []
+    host = document["input"]["encoding"] == HOST_BIAS
     for connection in document["connections"]:
         source, target = connection["source"], connection["target"]
+        if host and source == "input":
+            continue
         synapse = synapse_process(connection, arrays, shapes[source], shapes[target])
         out, shape = synapse.a_out, shapes[target]
         (to_vector(out) if len(shape) == 1 else to_map(out, shape)).connect(neurons[target].a_in)
@@ -204,22 +299,26 @@ def neuron_process(population, arrays):
     """Build a population with hard reset whose state is cleared every `reset_interval` steps."""
     from lava.proc.lif.process import LIFReset
 
-    shape = tuple(population["shape_whc"])
-    bias = np.zeros(shape[::-1], np.int32)  # [C, H, W] or [n]
-    if population["bias_key"] is not None:
-        value = arrays[population["bias_key"]].astype(np.int32)
-        bias += value.reshape(value.shape + (1,) * (bias.ndim - value.ndim))
     return LIFReset(
-        shape=shape,
+        shape=tuple(population["shape_whc"]),
         du=population["du"],
         dv=population["dv"],
         vth=population["vth"],
-        bias_mant=np.ascontiguousarray(bias.transpose()),
+        bias_mant=bias_mantissa(population, arrays),
         bias_exp=population["bias_exp"],
         reset_interval=population["reset_interval"],
         reset_offset=population["reset_offset"],
         name=population["name"],
     )
+
+
+def bias_mantissa(population, arrays):
+    """Return a population's own bias mantissas in the layout of its process, `shape_whc`."""
+    bias = np.zeros(tuple(population["shape_whc"])[::-1], np.int32)  # [C, H, W] or [n]
+    if population["bias_key"] is not None:
+        value = arrays[population["bias_key"]].astype(np.int32)
+        bias += value.reshape(value.shape + (1,) * (bias.ndim - value.ndim))
+    return np.ascontiguousarray(bias.transpose())
 
 
 def synapse_process(connection, arrays, source_whc, target_whc):
@@ -309,6 +408,8 @@ def places(connection, axis, tap, given, made):
 
 def build_netx(document, path):
     """Let lava-dl's NetX build the network of network.net."""
+    if document["input"]["encoding"] == HOST_BIAS:
+        raise KitError(f"NetX cannot write biases ({HOST_BIAS}); use --network raw")
     if not path.is_file():
         raise KitError(f"{path}: no such file; NetX holds chains only, use --network raw")
     with contextlib.redirect_stdout(sys.stderr):  # lava-dl prints notices when imported
@@ -451,27 +552,64 @@ def report_failures(runtime_):
             print(actor.exception[1], file=sys.stderr)
 
 
-def advance(process, steps):
-    """Run a number of steps; state and clock continue from the last call."""
-    from lava.magma.core.run_conditions import RunSteps
+class Clock:
+    """Runs Lava, and pauses it wherever the host has biases to write."""
 
-    process.run(condition=RunSteps(num_steps=int(steps)))
+    def __init__(self, process, writings=()):
+        """Take a process of the network and (step, process, mantissas), in order of steps."""
+        self.process = process
+        self.writings = list(writings)
+        self.step = 0  # the last one that was run
+
+    def forward(self, steps):
+        """Run a number of steps; state and clock continue from the last call."""
+        goal = self.step + int(steps)
+        while self.writings and self.writings[0][0] < goal:
+            when, neuron, mantissas = self.writings.pop(0)
+            self._run(when)
+            neuron.bias_mant.set(mantissas)
+        self._run(goal)
+
+    def _run(self, goal):
+        from lava.magma.core.run_conditions import RunSteps
+
+        if goal > self.step:
+            self.process.run(condition=RunSteps(num_steps=goal - self.step))
+            self.step = goal
 
 
-def record(network, document, messages, hardware, folder):
+def start(network, document, arrays, messages, hardware):
+    """Return the clock of a network whose images are sent by a source or written as biases.
+
+    What belongs to image k is written after step k*T + depth of its population, where the last
+    step of the image before it is over.
+    """
+    if document["input"]["encoding"] != HOST_BIAS:
+        return Clock(attach_source(network, messages, document, hardware))
+    T = document["T"]
+    writings = [
+        (k * T + depth_of(document, name), network.neurons[name], mantissas)
+        for name, images in host_biases(document, arrays, messages).items()
+        for k, mantissas in enumerate(images)
+    ]
+    readout = network.neurons[document["readout"]["population"]]
+    return Clock(readout, sorted(writings, key=lambda item: item[0]))
+
+
+def record(network, document, arrays, messages, hardware, folder):
     """Run all images, recording; return spike files, read-out voltages [N, K] and timings."""
     T, N, readout = document["T"], len(messages), document["readout"]["population"]
     depth, kind = depth_of(document, readout), readout_kind(document)
     config = run_config(hardware)
     files = attach_recorders(network, N * T + depth, folder, hardware)
-    source = attach_source(network, messages, document, hardware)
+    clock = start(network, document, arrays, messages, hardware)
     voltages = []
     started = time.perf_counter()
-    with runtime(source, config):
+    with runtime(clock.process, config):
         ready = time.perf_counter()
-        advance(source, depth)
+        clock.forward(depth)
         for k in range(N):
-            voltages.append(read_sample(source, network.neurons[readout], kind, T))
+            voltages.append(read_sample(clock, network.neurons[readout], kind, T))
             show_progress(k + 1, N)
         ended = time.perf_counter()
     times = {"startup_s": ready - started, "run_s": ended - ready, "steps": N * T + depth}
@@ -483,30 +621,33 @@ def readout_kind(document):
     return document["readout"].get("kind", "potential")
 
 
-def read_sample(source, neuron, kind, T):
+def read_sample(clock, neuron, kind, T):
     """Run the steps of one image; return the read-out's voltage: the last, or their sum."""
     if kind != "potentials":
-        advance(source, T)
+        clock.forward(T)
         return neuron.v.get().reshape(-1).astype(np.int64)
     total = 0
     for _ in range(T):
-        advance(source, 1)
+        clock.forward(1)
         total = total + neuron.v.get().reshape(-1).astype(np.int64)
     return total
 
 
-def measure(network, document, messages, hardware):
-    """Run all images without recording; the rate excludes start-up and the first L steps."""
+def measure(network, document, arrays, messages, hardware):
+    """Run all images without recording; the rate excludes start-up and the first L steps.
+
+    Writing biases (host_bias) belongs to it, computing them does not.
+    """
     T, N = document["T"], len(messages)
     depth = depth_of(document, document["readout"]["population"])
     config = run_config(hardware)
-    source = attach_source(network, messages, document, hardware)
+    clock = start(network, document, arrays, messages, hardware)
     started = time.perf_counter()
-    with runtime(source, config):
+    with runtime(clock.process, config):
         ready = time.perf_counter()
-        advance(source, depth)
+        clock.forward(depth)
         filled = time.perf_counter()
-        advance(source, N * T)
+        clock.forward(N * T)
         ended = time.perf_counter()
     return {
         "startup_s": ready - started,
@@ -556,10 +697,10 @@ def run(bundle, images, network="raw", hardware=False, timing=False):
         built = build_raw(document, arrays)
     trace = {"manifest_sha256": np.array(manifest_sha256(Path(bundle))), "images": images}
     if timing:
-        times = measure(built, document, messages, hardware)
+        times = measure(built, document, arrays, messages, hardware)
     else:
         with tempfile.TemporaryDirectory(prefix="run_lava.") as folder:
-            files, voltages, times = record(built, document, messages, hardware, folder)
+            files, voltages, times = record(built, document, arrays, messages, hardware, folder)
             trace.update(outputs(document, read_spikes(document, files, len(images)), voltages))
     trace["info"] = np.array(json.dumps(describe(document, images, network, hardware, times)))
     trace["seal"] = np.array(seal_of(trace))

@@ -47,6 +47,22 @@ def arriving(entry, weight, message, shape):
     return conv_sum(message, entry, weight, shape)
 
 
+def host_mantissas(document, weights, messages, shape, name):
+    """What the host adds to the biases of a population for each image, [N, ...]; None: nothing.
+
+    One sum, one rounding (half up, by an arithmetic shift) per connection and neuron.
+    """
+    total = None
+    for entry in document["connections"]:
+        if entry["target"] == name and "host_shift" in entry:
+            weight, shift = weights[entry["weight_key"]], entry["host_shift"]
+            graded = entry | {"message_bits": 32}
+            sums = np.array([arriving(graded, weight, m, shape) for m in messages])
+            part = (sums + ((1 << shift) >> 1)) >> shift
+            total = part if total is None else total + part
+    return total
+
+
 def read_out(readout, spikes, potentials):
     """Logits [N, K] of a population's spikes and potentials before reset, both [T, N, K]."""
     kind = readout.get("kind", "potential")
@@ -74,8 +90,11 @@ class Neurons:
         self.v = np.zeros(self.shape, np.int64)
         self.wraps = self.clips = 0
 
-    def step(self, t, a):
-        """One step of LIFReset; returns spikes and the voltage before the reset."""
+    def step(self, t, a, host=0):
+        """One step of LIFReset, with what the host has added to the bias mantissa.
+
+        Returns spikes and the voltage before the reset.
+        """
         e = self.entry
         if t % e["reset_interval"] == e["reset_offset"] % e["reset_interval"]:
             self.u[...] = 0
@@ -83,6 +102,7 @@ class Neurons:
         c = toward_zero(self.u, 4096 - (e["du"] + 1)) + a * 64
         self.u = np.where(c > WRAP, c - 2 * WRAP, np.where(c <= -WRAP, c + 2 * WRAP, c))
         w = toward_zero(self.v, 4096 - e["dv"]) + self.u + self.bias
+        w = w + host * 2 ** e["bias_exp"]
         h = np.clip(w, -CLIP, CLIP)
         self.wraps += int((self.u != c).sum())
         self.clips += int((h != w).sum())
@@ -109,6 +129,11 @@ def trace(document, arrays, images):
     keys = {entry["weight_key"] for entry in document["connections"]}
     weights = {key: arrays[key].astype(np.int64) for key in keys}
     depth = {e["name"]: e["depth"] for e in document["populations"]}
+    # The host writes image k before the step in which its first spikes would reach the population.
+    host = {
+        name: host_mantissas(document, weights, messages, item.shape, name)
+        for name, item in neurons.items()
+    }
     sent = {"input": []} | {name: [] for name in neurons}  # sent[s][t - 1] at step t
     potential = {name: [] for name in neurons}
     for t in range(1, steps * count + max(depth.values()) + 1):
@@ -116,11 +141,16 @@ def trace(document, arrays, images):
         for name, population in neurons.items():
             a = np.zeros(population.shape, np.int64)
             for entry in document["connections"]:
+                if "host_shift" in entry:
+                    continue
                 origin = t - 1 - entry["delay"]  # the step in which the message was sent
                 if entry["target"] == name and origin >= 1:
                     message = sent[entry["source"]][origin - 1]
                     a += arriving(entry, weights[entry["weight_key"]], message, population.shape)
-            spikes, h = population.step(t, a)
+            added, now = 0, (t - 1 - depth[name]) // steps
+            if host[name] is not None and now >= 0:
+                added = host[name][min(now, count - 1)]
+            spikes, h = population.step(t, a, added)
             sent[name].append(spikes)
             potential[name].append(h)
 

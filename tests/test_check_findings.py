@@ -147,12 +147,45 @@ def test_all_problems_are_found_at_once():
     assert {("neuron", "lif1"), ("neuron", "lif2"), ("composition", "pool1")} <= found
 
 
-def test_loihi1_does_not_fit_because_of_its_input():
+def test_loihi1_leaves_the_image_to_the_host():
     found = check(small(), LOIHI1)
+    assert exit_code(found) == 0
+    (netx,) = [f for f in found if f.code == "netx"]
+    assert "host_bias" in netx.message
+    assert [f.severity for f in found if f.code == "host_bias"] == ["info"]
+
+
+def test_loihi1_does_not_fit_where_a_bias_cannot_hold_the_image():
+    graph = small()
+    graph.nodes["conv1"].weight[:] *= 1e5
+    found = check(graph, LOIHI1)
     assert exit_code(found) == 4
-    assert found[0].code == "input_messages" and found[0].severity == "error"
-    with pytest.raises(DoesNotFit):
-        lower(small(), LOIHI1)
+    assert (found[0].code, found[0].node) == ("scale_range", "lif1")
+    assert "bias mantissa, with the image in it" in found[0].message
+    with pytest.raises(DoesNotFit, match=r"lif1: .*bias mantissa"):
+        lower(graph, LOIHI1)
+
+
+def test_what_the_host_computes_takes_no_core():
+    """A first layer too wide for any core's synapses is none of their business on loihi1."""
+    rng = np.random.default_rng(0)
+    shape = (3, 80, 80)
+    nodes = {
+        "input": nir.Input({"input": np.array(shape)}),
+        "flatten": nir.Flatten({"input": np.array(shape)}, 0, -1),
+        "fc1": nir.Linear(rng.normal(0, 0.01, (4, 19200))),
+        "lif1": random_networks.lif((4,), 2.0, 1.0),
+        "fc": nir.Linear(rng.normal(0, 1, (2, 4))),
+        "output": nir.Output({"output": np.array((2,))}),
+    }
+    edges = list(itertools.pairwise(nodes))
+    metadata = GraphMetadata(T=4, mean=(0.5,) * 3, std=(0.25,) * 3)
+    graph = with_metadata(nir.NIRGraph(nodes, edges, type_check=False), metadata)
+    assert "input_axons" not in {f.code for f in check(graph, LOIHI1)}
+    assert exit_code(check(graph, LOIHI1)) == 0
+    graded = LOIHI1.model_dump(mode="json", by_alias=True, exclude_none=True)
+    graded["arithmetic"]["message_bits"] = {"value": 8, "source": "test", "confidence": "choice"}
+    assert "input_axons" in {f.code for f in check(graph, parse_profile(graded, "test"))}
 
 
 def tightened(**limits):
@@ -235,10 +268,13 @@ def test_every_limit_of_a_placement_is_worded():
         assert named and ("loihi2" in found.message), found.message
 
 
-def test_a_chip_without_graded_input_is_placed_all_the_same():
+def test_a_chip_without_graded_input_is_placed_without_its_image():
     examined = examine(small(), LOIHI1)
-    assert exit_code(examined.findings) == 4
-    assert [entry.name for entry in examined.placement.populations] == ["lif1", "lif2", "fc"]
+    assert exit_code(examined.findings) == 0
+    placed = {entry.name: entry for entry in examined.placement.populations}
+    assert list(placed) == ["lif1", "lif2", "fc"]
+    assert placed["lif1"].fullest("synaptic_memory_bit") == 0
+    assert placed["lif1"].fullest("input_axons") == 0 < placed["lif2"].fullest("input_axons")
     assert examine(border_pool(None), LOIHI1).placement is None
     assert examine(small(), load_profile("reference")).placement is None
 

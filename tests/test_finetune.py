@@ -18,6 +18,7 @@ from stars_deploy.config.profile import load_profile
 from stars_deploy.config.recipe import load_recipe
 from stars_deploy.distill import integer_finetune
 from stars_deploy.distill.integer_finetune import Settings
+from stars_deploy.errors import InputError
 from stars_deploy.graph.reader import read_graph
 from stars_deploy.graph.writer import write_graph
 from stars_deploy.networks.images import normalise
@@ -278,3 +279,9 @@ def test_finetune_opens_the_run_and_the_teacher_only(run, weights, tmp_path):
 
 
 assert DOCUMENT["pool"]["max_images"] == 60  # what the numbers above count on
+
+
+def test_a_first_layer_that_the_host_computes_is_refused(run, weights, tmp_path):
+    with pytest.raises(InputError, match="--profile loihi1: the host computes its first layer"):
+        finetune(run, tmp_path / "out", Settings(2, 0.01, 0), profile="loihi1", weights=weights)
+    assert not (tmp_path / "out").exists()

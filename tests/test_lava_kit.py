@@ -9,6 +9,8 @@ import sys
 import lava_documents
 import numpy as np
 import pytest
+import random_host
+import slow_loihi
 
 from stars_deploy.assets import asset
 
@@ -76,7 +78,7 @@ def biased(network, arrays):
     ("change", "said"),
     [
         (put(["schema"], 2), "schema 2, this kit reads 1"),
-        (put(["input", "encoding"], "host_bias"), "input encoding 'host_bias'"),
+        (put(["input", "encoding"], "morse"), "input encoding 'morse'"),
         (put(["populations", 0, "vth"], 131072), "l1: vth 131072, expected 0..131071"),
         (biased, "l1: b.l1 leaves 16 bits"),
         (heavier, r"l1_l2: weights 4\d..1\d\d, expected -128..127"),
@@ -165,3 +167,71 @@ def test_damaged_archives_are_refused_in_words(run_lava, tmp_path):
             run_lava.load_images(tmp_path, str(path), None)
     with pytest.raises(run_lava.KitError, match="expected an npz"):
         run_lava.load_images(tmp_path, str(tmp_path / "plain.npy"), None)
+
+
+def test_images_as_biases_by_hand(run_lava):
+    """Mantissas in the layout of the processes, [W, H, C]; see random_host.by_hand."""
+    network, arrays, images = random_host.by_hand()
+    found = run_lava.host_biases(network, arrays, run_lava.quantise(images, network, arrays))
+    assert set(found) == {"map", "late"} and found["map"].dtype == np.int16
+    np.testing.assert_array_equal(
+        found["map"][:, :, :, 0], [[[5, 11], [7, 13]], [[18, 10], [13, 10]], [[5, 11], [7, 13]]]
+    )
+    np.testing.assert_array_equal(found["late"], [[-3, 2], [4, 0], [-3, 2]])
+
+
+def test_images_as_biases_equal_the_slow_model(run_lava):
+    for seed in range(20):
+        network, arrays, images = random_host.random_hosted(seed)
+        messages = run_lava.quantise(images, network, arrays)
+        weights = {key: value.astype(np.int64) for key, value in arrays.items()}
+        found = run_lava.host_biases(network, arrays, messages)
+        for entry in network["populations"]:
+            shape = tuple(reversed(entry["shape_whc"]))
+            added = slow_loihi.host_mantissas(network, weights, messages, shape, entry["name"])
+            if added is None:
+                assert entry["name"] not in found
+                continue
+            own = slow_loihi.Neurons(entry, arrays).bias >> entry["bias_exp"]
+            layout = (0, *range(added.ndim - 1, 0, -1))
+            np.testing.assert_array_equal(found[entry["name"]], (own + added).transpose(layout))
+
+
+def heavy(network, arrays):
+    arrays["w.pixel"] = arrays["w.pixel"] * (1 << 55)
+
+
+def apart(network, arrays):
+    network["populations"].append(lava_documents.population("lonely", (2,), 1, 2, vth=9))
+    network["connections"].append(
+        lava_documents.connection("input", "lonely", "w.pixel") | {"host_shift": 0}
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (put(["connections", 0, "host_shift"], 32), "input_map: host_shift 32, expected 0..31"),
+        (put(["connections", 1, "delay"], 1), "input_late: .*without delay"),
+        (put(["connections", 1, "kind"], "sparse_delay"), "input_late: the host computes"),
+        (put(["connections", 2, "delay"], 1), "map_late: this kit knows delays"),
+        (heavy, "input_late: sums of its weights leave 64 bits"),
+        (apart, "no connections lead from lonely to the read-out"),
+    ],
+)
+def test_refuses_what_the_host_or_lava_cannot_do(run_lava, change, said):
+    network, arrays, _ = random_host.by_hand()
+    run_lava.check_document(network, arrays)
+    change(network, arrays)
+    with pytest.raises(run_lava.KitError, match=said):
+        run_lava.check_document(network, arrays)
+
+
+def test_refuses_an_image_that_leaves_the_mantissa(run_lava):
+    network, arrays, images = random_host.by_hand()
+    arrays["b.map"] = np.array([4087])  # 4087 + 8 just fits
+    messages = run_lava.quantise(images, network, arrays)
+    assert run_lava.host_biases(network, arrays, messages)["map"].max() == 4095
+    arrays["b.map"] += 1
+    with pytest.raises(run_lava.KitError, match=r"map: biases 4088..4096"):
+        run_lava.host_biases(network, arrays, messages)

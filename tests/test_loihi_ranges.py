@@ -192,12 +192,21 @@ def test_worst_cases_of_lowered_networks_stay_in_range_when_run():
 
 
 def test_loihi1_has_no_graded_messages_and_a_narrower_accumulator():
-    graph = random_networks.random_graph(3)
-    analysis = analyse(graph, LOIHI1)
-    assert analysis.network is None
-    assert [f.code for f in analysis.findings if f.severity == "error"] == ["input_messages"]
-    with pytest.raises(DoesNotFit, match="loihi2"):
-        lower(graph, LOIHI1)
+    """600 spikes of weight 127 are more than 2^15; the image, which is no activation, is not."""
+    shape, rng = (1, 20, 30), np.random.default_rng(0)
+    nodes = {
+        "input": nir.Input({"input": np.array(shape)}),
+        "lif1": nir.LIF(*(np.full(shape, x) for x in (2 * DT, 1.0, 0.0, 1.0, 0.0))),
+        "flatten": nir.Flatten({"input": np.array(shape)}, 0, -1),
+        "fc": nir.Linear(rng.uniform(0.5, 1, (2, 600))),
+        "output": nir.Output({"output": np.array((2,))}),
+    }
+    graph = nir.NIRGraph(nodes, list(itertools.pairwise(nodes)), type_check=False)
+    graph = with_metadata(graph, GraphMetadata(T=1, mean=(0.5,), std=(0.25,)))
+    wide, narrow = lower(graph, LOIHI2), lower(graph, LOIHI1)
+    assert (wide.arrays["w.fc"].sum(axis=1) >= 1 << 15).any()
+    assert (narrow.arrays["w.fc"].sum(axis=1) < 1 << 15).all()
+    assert narrow.document["input"]["encoding"] == "host_bias"
 
 
 def test_impossible_biases_do_not_fit_and_the_layer_is_named():

@@ -7,7 +7,8 @@ Per population and step, with tz = rounding toward zero and a = sum of weighted 
     s = v > (vth << 6);   v = 0 where s
 
 Layers run one after the other over all T steps of a sample, from rest, without delays: what a
-pipelined chip computes after the shift of its pipeline depth. Source of the equations: lava-nc
+pipelined chip computes after the shift of its pipeline depth. Where the host adds to the biases
+what the image gives (encoding host_bias), B is one per image. Source of the equations: lava-nc
 0.10.0, process models LIF, Dense and Conv with tag fixed_pt.
 """
 
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stars_deploy.errors import DataError
-from stars_deploy.simulate.integer_layer import prepare, weighted_sums
+from stars_deploy.simulate.integer_layer import host_bias, prepare, weighted_sums
 from stars_deploy.simulate.integer_network import (
     INPUT,
     IntegerNetwork,
@@ -161,7 +162,9 @@ class IntegerEngine:
             messages: dict[str, Tensor] = {INPUT: self._messages(images)}
             for layer in self._layers:
                 population = layer.population
-                answer = advance(layer, weighted_sums(layer, messages), self.network.T, keep)
+                host = host_bias(layer, messages)
+                sums = weighted_sums(layer, messages, host)
+                answer = advance(layer, sums, self.network.T, keep, host)
                 if population.name == self.network.readout:
                     logits = self._logits(answer)
                 if isinstance(answer, Readout):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stars_deploy.simulate.integer_extremes import host_range, sum_range, table_range
 from stars_deploy.simulate.integer_network import INPUT, Connection, IntegerNetwork, Population
 
 Reals = NDArray[np.float64]
@@ -18,11 +19,13 @@ class Reach:
 
     Attributes:
         activation: largest |a|, which also bounds every partial sum of one connection.
+        bias: largest |B|, with what the host adds for an image.
         state: largest |u| or |v| before a reset; below 2^23 nothing wraps or clips.
         below_threshold: v never exceeds the threshold.
     """
 
     activation: float
+    bias: float
     state: float
     below_threshold: bool
 
@@ -30,12 +33,19 @@ class Reach:
 def reach(network: IntegerNetwork, population: Population) -> Reach:
     """Bound the activation and the state of a population over T steps from rest."""
     low, high, largest = np.zeros(()), np.zeros(()), 0.0
+    host_low = host_high = np.zeros(())
     for connection in network.into(population.name):
+        if connection.shift is not None:
+            below, above = host_range(connection, network.input_table, population.shape)
+            host_low, host_high = host_low + below, host_high + above
+            continue
         below, above = _activation(network, connection, population)
         low, high = low + below, high + above
         largest = max(largest, float(-below.min()), float(above.max()))
     largest = max(largest, float(-low.min()), float(high.max()))
     bias = np.zeros(()) if population.bias is None else population.bias.astype(np.float64)
+    unit = float(1 << population.bias_exp)
+    least, most = bias + unit * host_low, bias + unit * host_high
     keep_u, keep_v = 1 - (population.du + 1) / 4096, 1 - population.dv / 4096
     threshold = float(population.vth << 6)
     currents = [np.zeros(()), np.zeros(())]
@@ -48,13 +58,14 @@ def reach(network: IntegerNetwork, population: Population) -> Reach:
         ]
         carried = np.clip(voltages[1], 0, threshold)
         voltages = [
-            np.minimum(voltages[0], 0) * keep_v + currents[0] + bias,
-            carried * keep_v + currents[1] + bias,
+            np.minimum(voltages[0], 0) * keep_v + currents[0] + least,
+            carried * keep_v + currents[1] + most,
         ]
         for low_end, high_end in (currents, voltages):
             state = max(state, float(-low_end.min()), float(high_end.max()))
         top = max(top, float(voltages[1].max()))
-    return Reach(activation=largest, state=state, below_threshold=top <= threshold)
+    largest_bias = max(float(most.max()), -float(least.min()))
+    return Reach(largest, largest_bias, state, below_threshold=top <= threshold)
 
 
 def _activation(
@@ -64,28 +75,15 @@ def _activation(
 
     Zero is always a possible message, since padding sends nothing.
     """
-    weight = connection.weight.astype(np.float64)
     low, high = _messages(network, connection)
-    if connection.kind == "conv":
-        outputs, per_group = weight.shape[:2]
-        group = np.arange(outputs) // (outputs // connection.groups)
-        inputs = group[:, None] * per_group + np.arange(per_group)
-        low, high = low[inputs][:, :, None, None], high[inputs][:, :, None, None]
-    elif len(low) != weight.shape[1]:  # per channel; a dense matrix sees every pixel
-        repeats = weight.shape[1] // len(low)
-        low, high = np.repeat(low, repeats), np.repeat(high, repeats)
-    axes = tuple(range(1, weight.ndim))
-    below = np.minimum(weight * low, weight * high).sum(axis=axes)
-    above = np.maximum(weight * low, weight * high).sum(axis=axes)
-    shape = (-1, 1, 1) if connection.kind == "conv" else target.shape
-    return below.reshape(shape), above.reshape(shape)
+    groups = connection.groups if connection.kind == "conv" else None
+    return sum_range(connection.weight, groups, low, high, target.shape)
 
 
 def _messages(network: IntegerNetwork, connection: Connection) -> tuple[Reals, Reals]:
     """Least and greatest message per source channel, zero included."""
     if connection.source == INPUT and connection.graded:
-        table = network.input_table.astype(np.float64)
-        return np.minimum(table.min(axis=1), 0), np.maximum(table.max(axis=1), 0)
+        return table_range(network.input_table)
     shape = (
         network.input_shape
         if connection.source == INPUT

@@ -44,6 +44,7 @@ class Synapse:
 
     `diagonal` [C, 1, 1] stands for the weights where every neuron hears its own position only, as
     in relays and identity shortcuts: a product does what a convolution would.
+    Weights of the host are as they are, in float64.
     """
 
     connection: Connection
@@ -72,21 +73,23 @@ def prepare(network: IntegerNetwork, population: Population, device: str, emulat
     import torch
 
     limits = reach(network, population)
+    entering = network.into(population.name)
+    hosted = any(item.shift is not None for item in entering)
     if limits.activation * 64 * network.T >= FLOAT64_EXACT:
         raise EngineError(f"{population.name}: sums of weighted messages exceed 2^53")
     contained = limits.state < STATE_LIMIT and (population.spiking or limits.below_threshold)
-    truncates = _truncates(population, network.T)
+    truncates = _truncates(population, network.T, hosted)
     single = contained and _binary_decay(population) and limits.activation * 64 < FLOAT32_EXACT
     rule = _rule(network, population, limits) if single and not truncates else Rule.STEPWISE
     dtype = torch.float32 if single else torch.float64
     offset = _offset(population, rule)
     constant = None
-    entering = network.into(population.name)
     if contained:  # a wrap would belong to each connection alone
         entering = _in_parallel(entering)
     # A matrix into a map has a row per neuron, a convolution one per channel.
     per_channel = entering[0].kind == "conv" or len(population.shape) == 1
-    if rule is Rule.SHIFTED and per_channel and offset.shape[1:] == (1,) * (offset.ndim - 1):
+    fused = rule is Rule.SHIFTED and per_channel and not hosted
+    if fused and offset.shape[1:] == (1,) * (offset.ndim - 1):
         constant = _tensor(offset.reshape(-1), dtype, device)  # one value per channel
     sign = -1 if rule is Rule.STEPWISE else 1
     synapses = [_synapse(item, network, sign, dtype, device) for item in entering]
@@ -110,7 +113,8 @@ def _in_parallel(connections: list[Connection]) -> list[Connection]:
     found: dict[tuple[object, ...], Connection] = {}
     for item in connections:
         geometry = (item.stride, item.padding, item.dilation, item.groups)
-        key = (item.source, item.kind, item.graded, item.weight.shape, *geometry)
+        alone = None if item.shift is None else item.name  # sums of the host are rounded singly
+        key = (item.source, item.kind, item.graded, item.weight.shape, alone, *geometry)
         if key in found:
             item = replace(item, weight=found[key].weight + item.weight)
         found[key] = item
@@ -139,8 +143,7 @@ def _rule(network: IntegerNetwork, population: Population, limits: Reach) -> Rul
         hidden = all(item.source != INPUT for item in network.into(population.name))
         if hidden and limits.activation * 64 * network.T < FLOAT32_EXACT:
             return Rule.SUMMED
-    bias = 0 if population.bias is None else int(np.abs(population.bias).max())
-    largest = 64 * limits.activation + bias + 2 * (population.vth << 6) + limits.state
+    largest = 64 * limits.activation + limits.bias + 2 * (population.vth << 6) + limits.state
     whole = (population.vth << 6) * (4096 - population.dv) % 4096 == 0  # decayed threshold
     return Rule.SHIFTED if whole and largest < FLOAT32_EXACT else Rule.STEPWISE
 
@@ -156,14 +159,14 @@ def _offset(population: Population, rule: Rule) -> np.ndarray[tuple[int, ...], n
     return np.broadcast_to(threshold - threshold * (4096 - population.dv) // 4096 - bias, shape)
 
 
-def _truncates(population: Population, steps: int) -> bool:
+def _truncates(population: Population, steps: int, hosted: bool) -> bool:
     """Whether T - 1 decays of a voltage that starts as a multiple of 2^k can leave a fraction."""
     keep = 4096 - population.dv
     if keep in (0, 4096):
         return False
     if population.du != NO_MEMORY or keep & (keep - 1):
         return True
-    zeros = 6  # a << 6; the bias may be finer
+    zeros = min(6, population.bias_exp) if hosted else 6  # a << 6; the bias may be finer
     if population.bias is not None:
         bits = int(np.bitwise_or.reduce(population.bias, axis=None))
         while bits % (1 << zeros):
@@ -176,9 +179,12 @@ def _synapse(
 ) -> Synapse:
     import torch
 
-    weight = _tensor(item.weight * (64 * sign), dtype, device)
+    if item.shift is None:
+        weight = _tensor(item.weight * (64 * sign), dtype, device)
+    else:
+        weight = _tensor(item.weight, torch.float64, device)
     if item.kind == "conv":
-        own = _diagonal(item)
+        own = None if item.shift is not None else _diagonal(item)
         diagonal = None if own is None else _tensor(own * (64 * sign), dtype, device)[:, None, None]
         weight = weight.contiguous(memory_format=torch.channels_last)
         return Synapse(item, weight, None, diagonal)
@@ -198,13 +204,41 @@ def _tensor(values: object, dtype: torch.dtype, device: str) -> Tensor:
     return torch.tensor(np.asarray(values), dtype=dtype, device=device)
 
 
-def weighted_sums(layer: Layer, messages: Mapping[str, Tensor]) -> Tensor:
-    """Return the sums times 64, [T, B, ...], or [1, B, ...] where they are the same every step.
+def host_bias(layer: Layer, messages: Mapping[str, Tensor]) -> Tensor | None:
+    """Return what the host adds to B for each image, [1, B, ...]; None where it adds nothing.
 
-    STEPWISE: a << 6. SHIFTED: -(a << 6) plus the layer's constants. SUMMED: -(a << 6) over T.
+    c << bias_exp, c = (S + (2^shift >> 1)) >> shift with S the sums of table values; S is below
+    2^52, so that float64 holds it and the quotient exactly.
     """
+    import torch
+
     total: Tensor | None = None
     for synapse in layer.synapses:
+        shift = synapse.connection.shift
+        if shift is None:
+            continue
+        message = messages[synapse.connection.source].flatten(0, 1)
+        sums = -_weighted(synapse, message.to(torch.float64))
+        part = sums.add_((1 << shift) >> 1).div_(1 << shift).floor_()
+        part = part.reshape(1, -1, *layer.population.shape)
+        total = part if total is None else total + part
+    return None if total is None else total.mul_(1 << layer.population.bias_exp).to(layer.dtype)
+
+
+def weighted_sums(
+    layer: Layer, messages: Mapping[str, Tensor], host: Tensor | None = None
+) -> Tensor:
+    """Return the sums times 64, [T, B, ...], or [1, B, ...] where they are the same every step.
+
+    STEPWISE: a << 6. SHIFTED: -(a << 6) plus the layer's constants, minus what `host_bias`
+    returned. SUMMED: -(a << 6) over T.
+    """
+    import torch
+
+    total: Tensor | None = None
+    for synapse in layer.synapses:
+        if synapse.connection.shift is not None:
+            continue
         message = messages[synapse.connection.source]
         if layer.rule is Rule.SUMMED and len(message) > 1:
             message = message.sum(dim=0, keepdim=True)
@@ -222,7 +256,11 @@ def weighted_sums(layer: Layer, messages: Mapping[str, Tensor]) -> Tensor:
         else:
             total = total + part
     if total is None:
-        raise EngineError(f"{layer.population.name}: no connection ends here")
+        if host is None:
+            raise EngineError(f"{layer.population.name}: no connection ends here")
+        total = torch.zeros_like(host)
+    if layer.rule is Rule.SHIFTED and host is not None:
+        total = total - host
     if layer.rule is Rule.SHIFTED and layer.offset is not None:
         total = total.add_(layer.offset)
     return total
@@ -233,7 +271,7 @@ def _weighted(synapse: Synapse, message: Tensor) -> Tensor:
     import torch.nn.functional as F
 
     item = synapse.connection
-    if not item.graded and item.source == INPUT:
+    if not item.graded and item.shift is None and item.source == INPUT:
         message = -(message != 0).to(message.dtype)
     if item.kind == "dense":
         if message.ndim == 4:

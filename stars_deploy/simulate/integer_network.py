@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 
 from stars_deploy.errors import BundleError
 from stars_deploy.files import read_json, read_npz
+from stars_deploy.simulate.integer_extremes import check_mantissas
 from stars_deploy.simulate.integer_fields import Fields, Integers
 
 INPUT = "input"
+HOST_BIAS = "host_bias"
+ENCODINGS = ("signed_q", "pixel_u8", HOST_BIAS)
 READOUTS = ("potential", "potentials", "spikes")
 WEIGHT_RANGE = (-128, 127)
+HOST_WEIGHT_RANGE = (-(1 << 31), (1 << 31) - 1)
 BIAS_RANGE = (-4096, 4095)
 MESSAGE_LIMIT = 1 << 23  # graded messages of up to 24 bits, signed
 
@@ -35,6 +39,7 @@ class Population:
     dv: int
     vth: int
     bias: Integers | None  # B = mantissa << exponent, shape (C, 1, 1), (C, H, W) or (N,)
+    bias_exp: int
     scale: float  # activation units per unit of V
     depth: int
     spiking: bool
@@ -46,6 +51,9 @@ class Connection:
 
     A synaptic delay makes up for connections that the other paths into the target have more of:
     each sample's steps meet as if nothing had been delayed, so it is checked and not computed.
+
+    With a `shift`, the host computes the sums S of the image and adds (S + 2^shift / 2) >> shift to
+    the bias mantissa of the target, in the steps that belong to this image: no path is early.
     """
 
     name: str
@@ -58,6 +66,7 @@ class Connection:
     dilation: tuple[int, int]
     groups: int
     graded: bool
+    shift: int | None  # of the sums on the host, which are no activation but a bias
 
 
 @dataclass(frozen=True)
@@ -109,9 +118,13 @@ def parse_network(
         shapes[population.name] = population.shape
         depths[population.name] = population.depth
         populations.append(population)
+    host = fields.child("input").text("encoding") == HOST_BIAS
     connections = tuple(
-        _connection(entry, arrays, shapes, depths) for entry in fields.children("connections")
+        _connection(entry, arrays, shapes, depths, host) for entry in fields.children("connections")
     )
+    for population in populations:
+        into = [item for item in connections if item.target == population.name]
+        check_mantissas(population, into, table, BIAS_RANGE, origin)
     _order(populations, connections, origin)
     readout = fields.child("readout")
     name = readout.text("population")
@@ -136,8 +149,8 @@ def parse_network(
 
 
 def _input(fields: Fields, arrays: Mapping[str, NDArray[Any]]) -> tuple[tuple[int, ...], Integers]:
-    if fields.text("encoding") not in ("signed_q", "pixel_u8"):
-        raise fields.bad("encoding", "signed_q or pixel_u8 (this engine runs no other)")
+    if fields.text("encoding") not in ENCODINGS:
+        raise fields.bad("encoding", f"{' or '.join(ENCODINGS)} (this engine runs no other)")
     shape = fields.shape("shape_whc")
     if len(shape) != 3:
         raise fields.bad("shape_whc", "three numbers: width, height, channels")
@@ -171,6 +184,7 @@ def _population(fields: Fields, arrays: Mapping[str, NDArray[Any]], steps: int) 
         dv=fields.integer("dv", 0, 4096),
         vth=fields.integer("vth", 0, 131071),
         bias=bias,
+        bias_exp=exponent,
         scale=fields.positive("scale"),
         depth=fields.integer("depth", 1, 1 << 16),
         spiking=fields.flag("spiking"),
@@ -182,18 +196,22 @@ def _connection(
     arrays: Mapping[str, NDArray[Any]],
     shapes: Mapping[str, tuple[int, ...]],
     depths: Mapping[str, int],
+    host: bool,
 ) -> Connection:
     source, target = fields.text("source"), fields.text("target")
     for key, name in (("source", source), ("target", target)):
         if name not in shapes or (key == "target" and name == INPUT):
             raise fields.bad(key, "the name of a population")
-    if depths[target] != depths[source] + 1 + fields.integer("delay", 0, 62):
+    shift = _shift(fields, host and source == INPUT)
+    delay = fields.integer("delay", 0, 62 if shift is None else 0)
+    if shift is None and depths[target] != depths[source] + 1 + delay:
         raise fields.bad(
             "delay", f"depths {depths[source]} -> {depths[target]} to differ by 1 + delay"
         )
     if fields.integer("weight_exp", -8, 8) != 0:
         raise fields.bad("weight_exp", "0")
-    weight = fields.array("weight_key", arrays, *WEIGHT_RANGE)
+    limits = WEIGHT_RANGE if shift is None else HOST_WEIGHT_RANGE
+    weight = fields.array("weight_key", arrays, *limits)
     connection = Connection(
         name=fields.text("name"),
         source=source,
@@ -204,10 +222,19 @@ def _connection(
         padding=fields.pair("padding", 0),
         dilation=fields.pair("dilation", 1),
         groups=fields.integer("groups", 1, 1 << 16),
-        graded=fields.integer("message_bits", 0, 32) > 0,
+        graded=fields.integer("message_bits", 0, 32 if shift is None else 0) > 0,
+        shift=shift,
     )
     _check_geometry(fields, connection, shapes[source], shapes[target])
     return connection
+
+
+def _shift(fields: Fields, host: bool) -> int | None:
+    if host:
+        return fields.integer("host_shift", 0, 31)
+    if "host_shift" in fields.value:
+        raise fields.bad("host_shift", f"none: it belongs to {HOST_BIAS} connections of the input")
+    return None
 
 
 def _kind(fields: Fields, weight: Integers) -> Literal["conv", "dense"]:

@@ -28,13 +28,15 @@ class Readout:
     voltage: Tensor
 
 
-def advance(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Activity | Readout:
-    """Integrate what `weighted_sums` returned over T steps from rest."""
+def advance(
+    layer: Layer, sums: Tensor, steps: int, keep: bool, host: Tensor | None = None
+) -> Activity | Readout:
+    """Integrate what `weighted_sums` and `host_bias` returned over T steps from rest."""
     if layer.rule is Rule.SUMMED:
         return _summed(layer, sums, steps)
     if layer.rule is Rule.SHIFTED:
         return _shifted(layer, sums, steps, keep)
-    return _stepwise(layer, sums, steps, keep)
+    return _stepwise(layer, sums, steps, keep, host)
 
 
 def _summed(layer: Layer, sums: Tensor, steps: int) -> Readout:
@@ -89,7 +91,9 @@ def _like(sums: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     return flat.view(steps, count, *shape)
 
 
-def _stepwise(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Activity | Readout:
+def _stepwise(
+    layer: Layer, sums: Tensor, steps: int, keep: bool, host: Tensor | None
+) -> Activity | Readout:
     import torch
 
     threshold = float(layer.population.vth << 6)
@@ -99,7 +103,7 @@ def _stepwise(layer: Layer, sums: Tensor, steps: int, keep: bool) -> Activity | 
     total = torch.zeros_like(sums[0], dtype=torch.float64) if layer.accumulates else None
     for t in range(steps):
         u = _current(layer, u, sums[min(t, len(sums) - 1)])
-        reached = _voltage(layer, voltage, u)
+        reached = _voltage(layer, voltage, u, host)
         fired = reached > threshold
         unproved = not layer.contained and not layer.emulate
         if unproved and not layer.population.spiking and bool(fired.any()):
@@ -135,14 +139,16 @@ def _current(layer: Layer, u: Tensor, activation: Tensor) -> Tensor:
     return torch.where(above, activation - turn, wrapped)
 
 
-def _voltage(layer: Layer, voltage: Tensor, u: Tensor) -> Tensor:
-    """v = tz(v (4096 - dv) / 4096) + u + B, clipped to 24 bits."""
+def _voltage(layer: Layer, voltage: Tensor, u: Tensor, host: Tensor | None) -> Tensor:
+    """v = tz(v (4096 - dv) / 4096) + u + B, clipped to 24 bits; the host adds to B per image."""
     voltage = voltage * (1 - layer.population.dv / 4096)
     if layer.truncates:
         voltage = voltage.trunc_()
     voltage = voltage.add_(u)
     if layer.offset is not None:
         voltage = voltage.add_(layer.offset)
+    if host is not None:
+        voltage = voltage.add_(host[0])
     if layer.contained:
         return voltage
     if not layer.emulate and bool((voltage.abs() >= STATE_LIMIT).any()):

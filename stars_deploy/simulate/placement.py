@@ -70,6 +70,8 @@ def place(document: Json, arrays: Mapping[str, Array], profile: Profile) -> Plac
     given = {**shapes, "input": shape_of(document["input"])}
     links: dict[str, list[Link]] = {name: [] for name in populations}
     for entry in document["connections"]:
+        if "host_shift" in entry:
+            continue  # the host computes it and writes biases: no synapses, no axons
         target = str(entry["target"])
         weight = arrays[entry["weight_key"]]
         source = given[str(entry["source"])]

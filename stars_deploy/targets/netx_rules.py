@@ -80,6 +80,7 @@ def netx_problems(document: Mapping[str, Any], arrays: Mapping[str, Array]) -> l
     return [*_population_problems(document, arrays)] + [
         problem
         for entry in document["connections"]
+        if "host_shift" not in entry  # no synapses: the encoding is named above
         for problem in _connection_problems(entry, arrays[entry["weight_key"]].astype(np.int64))
     ]
 

@@ -28,6 +28,7 @@ from stars_deploy.networks.base import Network
 from stars_deploy.networks.device import resolve
 from stars_deploy.networks.weights import load_teacher
 from stars_deploy.targets.loihi import LoweredNetwork, lower
+from stars_deploy.targets.loihi.host import takes_biases
 from stars_deploy.workflow.distill import threads
 from stars_deploy.workflow.finetune_grid import choose_grid, inexact, with_bits
 from stars_deploy.workflow.finetune_measure import Measurements
@@ -83,6 +84,11 @@ def finetune(
     """
     start = time.monotonic()
     chosen = with_bits(load_profile(profile), bits)
+    if takes_biases(chosen):
+        raise InputError(
+            f"--profile {profile}: the host computes its first layer, whose weights have 32 bits "
+            f"and no grid that could be trained; choose a profile with graded messages (loihi2)"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not an empty folder; give another one with --out")
     place = resolve(device)

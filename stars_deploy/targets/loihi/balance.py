@@ -38,10 +38,13 @@ def balance_named(name: str) -> Balance:
     return cast(Balance, name)
 
 
-def balanced(stages: Sequence[Stage], balance: Balance) -> tuple[list[Stage], list[Finding]]:
+def balanced(
+    stages: Sequence[Stage], balance: Balance, host: bool = False
+) -> tuple[list[Stage], list[Finding]]:
     """Return the stages with depths, relays and delays, sources first, and what that cost.
 
-    Graded messages of the input cannot be relayed by spikes: they always wait in synapses.
+    Graded messages of the input cannot be relayed by spikes: they always wait in synapses. With
+    `host`, the image is no message: the host gives it to every population when its turn comes.
     """
     depths = {INPUT: 0}
     shapes = {stage.name: stage.shape for stage in stages}
@@ -56,6 +59,8 @@ def balanced(stages: Sequence[Stage], balance: Balance) -> tuple[list[Stage], li
         stage = replace(stage, depth=depth)
         for index, item in enumerate(stage.incoming):
             missing = depth - 1 - depths[item.source]
+            if host and item.source == INPUT:
+                continue
             if missing and balance == "relay" and item.source != INPUT:
                 shape = shapes[item.source]
                 try:

@@ -6,6 +6,9 @@ P = sum max(w low, w high), N = sum min(w low, w high). Over T steps, with k = 1
     v <= k * min(v, M) + P + b        (what does not spike stays at or below M)
     v >= k v + N + b                  (nothing bounds it but T)
 
+A bias that the host computes of the image lies in [L, H] in every step of a sample: it adds to b,
+and not to the activation.
+
 All in activation units (weight units); 131072 of them are 2^23 state units.
 """
 
@@ -31,6 +34,14 @@ class Drive:
     low: Reals
     high: Reals
     bias: Reals
+    host_low: Reals | float = 0.0  # of what the host adds to the bias
+    host_high: Reals | float = 0.0
+
+    @property
+    def mantissa(self) -> float:
+        """Return the greatest magnitude of a bias."""
+        highest, lowest = self.bias + self.host_high, self.bias + self.host_low
+        return max(float(highest.max()), -float(lowest.min()))
 
 
 @dataclass(frozen=True)
@@ -79,8 +90,8 @@ def peaks(drive: Drive, keep: float, threshold: float | None, steps: int) -> Pea
         carried = np.maximum(highest, 0)
         if threshold is not None:
             carried = np.minimum(carried, threshold)
-        highest = carried * keep + drive.high + drive.bias
-        lowest = np.minimum(lowest, 0) * keep + drive.low + drive.bias
+        highest = carried * keep + drive.high + (drive.bias + drive.host_high)
+        lowest = np.minimum(lowest, 0) * keep + drive.low + (drive.bias + drive.host_low)
         top, bottom = max(top, float(highest.max())), min(bottom, float(lowest.min()))
     activation = max(float(drive.high.max()), float(-drive.low.min()), 0.0)
     return Peaks(activation, top, bottom)

@@ -15,6 +15,7 @@ from stars_deploy.files import write_json, write_npz
 from stars_deploy.graph.geometry import Shape
 from stars_deploy.graph.metadata import GraphMetadata
 from stars_deploy.targets.loihi.encode import InputCode
+from stars_deploy.targets.loihi.host import ENCODING as HOST
 from stars_deploy.targets.loihi.quantise import Quantised, Ranges, parallel_parts
 from stars_deploy.targets.loihi.stages import INPUT, Incoming, Stage
 
@@ -32,6 +33,12 @@ AXES = {
     "stride, padding, dilation": "height, width",
     "sparse_delay": "a conv or dense weight whose synapses stand for themselves and wait `delay` "
     "steps more",
+}
+HOST_AXES = {
+    "host_bias": "nothing is sent: each connection from `input` gives every neuron of its target "
+    "c = (sum of weight * table[channel, pixel] + (2^host_shift >> 1)) >> host_shift, with 64-bit "
+    "integers and an arithmetic shift; the bias mantissa is bias + the sum of these c in all T "
+    "steps of a sample, k T + 1 + depth to (k + 1) T + depth for sample k"
 }
 
 
@@ -69,7 +76,6 @@ def assemble(
     shape: Shape,
     metadata: GraphMetadata,
     profile: str,
-    bits: int,
     ranges: Ranges,
     balance: str,
 ) -> LoweredNetwork:
@@ -82,10 +88,14 @@ def assemble(
         populations.append(_population(stage, found, decay, metadata.T))
         if found.bias.any():
             arrays[f"b.{stage.name}"] = _stored(found.bias)
-        for item, weight in zip(stage.incoming, found.weights, strict=True):
+        for item, weight, shift in zip(stage.incoming, found.weights, found.shifts, strict=True):
+            if shift is not None:
+                key = _kept(arrays, f"w.{item.name}", weight, item.node)
+                connections.append(_host_connection(stage, item, key, shift))
+                continue
             for name, part in _parts(item, weight, ranges, taken):
                 key = _kept(arrays, f"w.{name}", part, item.node)
-                connections.append(_connection(stage, item, name, key, bits))
+                connections.append(_connection(stage, item, name, key, code.bits))
     document = {
         "schema": 1,
         "tool_version": __version__,
@@ -93,8 +103,8 @@ def assemble(
         "balance": balance,
         "T": metadata.T,
         "input": {
-            "encoding": "signed_q",
-            "bits": bits,
+            "encoding": HOST if code.host else "signed_q",
+            "bits": code.bits,
             "scale": code.k,
             "mean": list(metadata.mean),
             "std": list(metadata.std),
@@ -108,7 +118,7 @@ def assemble(
             "kind": readout.kind,
             "divisor": readout.divisor,
         },
-        "axes": AXES,
+        "axes": AXES | HOST_AXES if code.host else AXES,
     }
     return LoweredNetwork(document, arrays)
 
@@ -161,6 +171,11 @@ def _connection(stage: Stage, item: Incoming, name: str, key: str, bits: int) ->
         "message_bits": bits if item.source == INPUT else 0,
         "weight_exp": 0,
     }
+
+
+def _host_connection(stage: Stage, item: Incoming, key: str, shift: int) -> dict[str, Any]:
+    """Return what the host computes: geometry and weights as of any other connection."""
+    return _connection(stage, item, item.name, key, 0) | {"host_shift": shift}
 
 
 def _population(stage: Stage, found: Quantised, decay: int, steps: int) -> dict[str, Any]:

@@ -1,8 +1,12 @@
-"""The input image as signed graded messages: q = round(k (pixel/255 - mean) / std)."""
+"""The input image in integers: q = round(k (pixel/255 - mean) / std).
+
+They are sent as signed graded messages or, where spikes are binary only, stay on the host, which
+makes biases of them (see host.py).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +16,21 @@ from stars_deploy.graph.metadata import GraphMetadata
 Reals = NDArray[np.float64]
 COARSER = 4  # how many scales are offered, each half of the one before
 GRAIN = 1e-9  # relative error that float arithmetic alone may make
+HOST_BITS = (8, 16)  # fewest and most bits of a table that stays on the host
 
 
 @dataclass(frozen=True)
 class InputCode:
-    """Messages of every pixel value, `table` [C, 256]; a message of 1 stands for 1/k."""
+    """Messages of every pixel value, `table` [C, 256]; a message of 1 stands for 1/k.
+
+    With `host`, they are not sent: the host makes biases of them.
+    """
 
     k: float
     table: NDArray[np.int32]
     error: float  # root of the squared rounding error relative to the values, all pixels alike
+    bits: int
+    host: bool = False
 
 
 def normalised(metadata: GraphMetadata) -> Reals:
@@ -43,15 +53,25 @@ def input_codes(metadata: GraphMetadata, bits: int) -> list[InputCode]:
     ]
     largest = float(min(room))
     power = 2.0 ** np.floor(np.log2(largest * (1 + GRAIN)))
-    exact = _code(values, float(power), low, high)
+    exact = _code(values, float(power), bits)
     if exact.error < GRAIN:
         return [exact]
     step = power / 64
     finest = float(np.floor(largest / step) * step)
-    return [_code(values, finest / 2**halving, low, high) for halving in range(COARSER)]
+    return [_code(values, finest / 2**halving, bits) for halving in range(COARSER)]
 
 
-def _code(values: Reals, k: float, low: int, high: int) -> InputCode:
+def host_code(metadata: GraphMetadata) -> InputCode:
+    """Return the code of fewest bits that is exact, otherwise the finest one."""
+    for bits in range(HOST_BITS[0], HOST_BITS[1] + 1):
+        code = replace(input_codes(metadata, bits)[0], host=True)
+        if code.error < GRAIN:
+            break
+    return code
+
+
+def _code(values: Reals, k: float, bits: int) -> InputCode:
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     table = np.clip(np.rint(values * k), low, high)
     error = np.square(table / k - values).sum() / np.square(values).sum()
-    return InputCode(k, table.astype(np.int32), float(np.sqrt(error)))
+    return InputCode(k, table.astype(np.int32), float(np.sqrt(error)), bits)

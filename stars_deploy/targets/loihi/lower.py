@@ -16,7 +16,8 @@ from stars_deploy.graph.problems import graph_problems
 from stars_deploy.targets.findings import Finding, require_no_errors
 from stars_deploy.targets.loihi.balance import Balance, balanced
 from stars_deploy.targets.loihi.document import LoweredNetwork, Readout, assemble
-from stars_deploy.targets.loihi.encode import InputCode, input_codes
+from stars_deploy.targets.loihi.encode import InputCode, host_code, input_codes
+from stars_deploy.targets.loihi.host import takes_biases
 from stars_deploy.targets.loihi.neurons import NEURONS, READOUT, Dynamics, dynamics
 from stars_deploy.targets.loihi.notes import graph_notes, input_notes, scale_notes
 from stars_deploy.targets.loihi.quantise import (
@@ -29,7 +30,7 @@ from stars_deploy.targets.loihi.quantise import (
 )
 from stars_deploy.targets.loihi.stages import INPUT, Stage, readout_of, stages_of
 
-DEFAULT_MESSAGE_BITS = 8
+DEFAULT_MESSAGE_BITS = 8  # to say what else stands in the way of a chip that takes no image
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def analyse(graph: nir.NIRGraph, profile: Profile, balance: Balance = "relay") -
     if any(item.severity == "error" for item in found):
         return Analysis(None, tuple(flat), tuple(found))
     readout = readout_of(graph, flat)
-    stages, cost = balanced(flat, balance)
+    stages, cost = balanced(flat, balance, takes_biases(profile))
     found += [*cost, *graph_notes(metadata)]
     if any(item.severity == "error" for item in found):
         return Analysis(None, tuple(stages), tuple(found))
@@ -128,15 +129,14 @@ def _quantised(
 ) -> tuple[LoweredNetwork | None, list[Finding]]:
     arithmetic = profile.arithmetic
     assert arithmetic is not None
-    bits = arithmetic.message_bits.value if arithmetic.message_bits else DEFAULT_MESSAGE_BITS
     ranges = Ranges.of(arithmetic)
     computing = [stage for stage in stages if not stage.relay]
     targets = {
         stage.name: _target(stage, neurons.get(stage.name, READOUT), metadata.T)
         for stage in computing
     }
-    code, results = _encoded(computing, targets, input_codes(metadata, bits), ranges)
-    found = input_notes(code, arithmetic, profile.name)
+    code, results = _encoded(computing, targets, _codes(metadata, profile), ranges)
+    found = input_notes(code, computing, profile)
     for stage in computing:
         target = _listening(stage, targets[stage.name], code)
         if stage.name not in results:
@@ -157,11 +157,18 @@ def _quantised(
         input_shape(graph),
         metadata,
         profile.name,
-        bits,
         ranges,
         balance,
     )
     return network, found
+
+
+def _codes(metadata: GraphMetadata, profile: Profile) -> list[InputCode]:
+    """Return the input codes to choose from; where the host has the image, only its own."""
+    if takes_biases(profile):
+        return [host_code(metadata)]
+    bits = profile.arithmetic.message_bits if profile.arithmetic else None
+    return input_codes(metadata, bits.value if bits else DEFAULT_MESSAGE_BITS)
 
 
 def _readout(stage: Stage, result: Quantised | None, steps: int) -> Readout:
@@ -189,9 +196,9 @@ def _target(stage: Stage, neuron: Dynamics, steps: int) -> Target:
 
 
 def _listening(stage: Stage, target: Target, code: InputCode) -> Target:
-    """Return `target` with what its operators listen to: spikes, or the messages of `code`."""
+    """Return `target` with what its operators listen to: spikes, or the integers of `code`."""
     low, high = code.table.min(axis=1).astype(float), code.table.max(axis=1).astype(float)
-    graded = Source(1 / code.k, low, high)
+    graded = Source(1 / code.k, low, high, code.host)
     sources, weights = list(target.sources), list(target.weights)
     for index, item in enumerate(stage.incoming):
         if item.source == INPUT:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from stars_deploy.config.profile import Arithmetic
+import math
+from collections.abc import Sequence
+
+from stars_deploy.config.profile import Profile
 from stars_deploy.graph.metadata import GraphMetadata
 from stars_deploy.targets.findings import Finding
 from stars_deploy.targets.loihi.encode import InputCode
 from stars_deploy.targets.loihi.quantise import Quantised, Ranges, Target, ceilings
-from stars_deploy.targets.loihi.stages import Stage
+from stars_deploy.targets.loihi.stages import INPUT, Stage
 
 COARSE = 0.05  # relative error of the weights, about that of five bits
 
@@ -30,22 +33,24 @@ def graph_notes(metadata: GraphMetadata) -> list[Finding]:
     ]
 
 
-def input_notes(code: InputCode, arithmetic: Arithmetic, profile: str) -> list[Finding]:
-    """Say whether the target can receive the image at all, and how coarse the messages are."""
-    if arithmetic.message_bits is None:
+def input_notes(code: InputCode, stages: Sequence[Stage], profile: Profile) -> list[Finding]:
+    """Say how the image enters where it is not sent, and how coarse its integers are."""
+    found = [_host_note(stages)] if code.host else []
+    if not code.host and profile.arithmetic and profile.arithmetic.message_bits is None:
         return [
             Finding(
                 code="input_messages",
                 severity="error",
                 node=None,
-                message=f"profile {profile} has binary spikes only, the image needs graded "
-                f"messages",
-                remedy="choose profile loihi2",
+                message=f"profile {profile.name} has binary spikes only, the image needs graded "
+                f"messages or biases that the host writes",
+                remedy="choose profile loihi2 or loihi1",
             )
         ]
     if code.error <= COARSE:
-        return []
+        return found
     return [
+        *found,
         Finding(
             code="coarse_input",
             severity="warning",
@@ -54,8 +59,22 @@ def input_notes(code: InputCode, arithmetic: Arithmetic, profile: str) -> list[F
             value=code.error,
             limit=COARSE,
             remedy="check mean and std, or make the biases of the first layer smaller",
-        )
+        ),
     ]
+
+
+def _host_note(stages: Sequence[Stage]) -> Finding:
+    hearing = [stage for stage in stages if any(item.source == INPUT for item in stage.incoming)]
+    names = ", ".join(stage.name for stage in hearing)
+    count = sum(math.prod(stage.shape) for stage in hearing)
+    return Finding(
+        code="host_bias",
+        severity="info",
+        node=None,
+        message=f"spikes are binary only: the host computes what the image gives to {names} and "
+        f"writes it as biases, {count} values per image; these operators take no synapses",
+        value=float(count),
+    )
 
 
 def scale_notes(
@@ -113,6 +132,7 @@ def _summary(stage: Stage, target: Target, result: Quantised, ranges: Ranges) ->
 _RANGES = {
     "weights": "the weights",
     "bias": "the bias mantissa",
+    "image": "the bias mantissa, with the image in it",
     "threshold": "the threshold mantissa",
     "accumulator": "the accumulator in the worst case",
     "potential": "the potential in the worst case",
@@ -120,6 +140,7 @@ _RANGES = {
 _REMEDIES = {
     "weights": "shrink the few largest weights of this layer",
     "bias": "shrink the biases of this layer relative to its weights",
+    "image": "reduce the fan-in of this layer, or its biases relative to its weights",
     "threshold": "lower the threshold together with the weights",
     "accumulator": "reduce the fan-in of this layer (stride, pooling, fewer channels)",
     "potential": "reduce the fan-in of this layer (stride, pooling, fewer channels) or T",

@@ -9,6 +9,8 @@ on a dyadic grid that fits, the largest power of two for which nothing is rounde
 All operators into a population share its scale. A skip connection of weight 1 would then bound
 the scale of the convolution beside it (254 at tau = 2 and 8 bits): an operator with one input per
 output may take several synapses in parallel, whose weights add up.
+
+An operator that the host computes (host.py) has no synapses: it costs bias mantissa instead.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 
 from stars_deploy.config.profile import Arithmetic
 from stars_deploy.targets.loihi.bounds import Drive, Peaks, activation_range, peaks
+from stars_deploy.targets.loihi.host import WEIGHT_LIMIT, host_shift, shifted_sum
 from stars_deploy.targets.loihi.stages import Incoming, Stage
 
 Reals = NDArray[np.float64]
@@ -64,6 +67,7 @@ class Source:
     unit: float  # real value of a message of 1
     low: Reals
     high: Reals
+    host: bool = False  # its messages stay on the host, which adds what they give to the bias
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,11 @@ class Target:
         skips = len(self.weights) > 1
         return tuple(PARALLEL if skips and _single(weight) else 1 for weight in self.weights)
 
+    @property
+    def hosted(self) -> bool:
+        """Whether the host adds what the image gives to the bias."""
+        return any(source.host for source in self.sources)
+
 
 def _single(weight: Reals) -> bool:
     """Whether every output hears one input only, as in an identity or a scaled skip."""
@@ -105,19 +114,20 @@ class Quantised:
     error: float  # root of the squared error of the weights relative to the weights
     exact: bool
     limited_by: str  # the range that kept the scale from growing
+    shifts: tuple[int | None, ...]  # of sums on the host; None: weights of synapses
 
 
 def ceilings(target: Target, ranges: Ranges) -> dict[str, float]:
     """Return, per range, the largest scale that respects it (before rounding)."""
-    drive = _drive(target, target.weights, target.bias)
+    shifts = tuple(None for _ in target.weights)
+    drive = _drive(target, target.weights, shifts, target.bias)
     worst = peaks(drive, 1 - target.dv / 4096, target.threshold, target.steps)
-    weight = max(
-        float(np.abs(w).max()) / n for w, n in zip(target.weights, target.parallel, strict=True)
-    )
+    stored = zip(target.weights, target.sources, target.parallel, strict=True)
+    weight = max((float(np.abs(w).max()) / n for w, s, n in stored if not s.host), default=0.0)
     top = ranges.threshold if target.threshold is None else ranges.state
     return {
         "weights": _ratio(ranges.weight_high, weight),
-        "bias": _ratio(ranges.bias, float(np.abs(target.bias).max())),
+        "image" if target.hosted else "bias": _ratio(ranges.bias, drive.mantissa),
         "threshold": _ratio(ranges.threshold, target.threshold or 0.0),
         "accumulator": _ratio(ranges.activation, worst.activation),
         "potential": min(_ratio(top, worst.highest), _ratio(ranges.state, -worst.lowest)),
@@ -138,7 +148,8 @@ def quantise(target: Target, ranges: Ranges) -> Quantised | None:
     if not np.isfinite(largest):
         largest = float(ranges.threshold)  # all zero: any scale is right
     scales = _scales(target, largest)
-    for index in np.lexsort((-scales, _errors(_sampled(target, largest, ranges), scales))):
+    errors = _errors(_sampled(target, largest, ranges), scales) + _host_errors(target, scales)
+    for index in np.lexsort((-scales, errors)):
         found = _integers(target, float(scales[index]), ranges, limited_by)
         if found is not None:
             return found
@@ -159,6 +170,7 @@ def repeating(stage: Stage) -> Quantised:
         error=0.0,
         exact=True,
         limited_by="weights",
+        shifts=tuple(None for _ in stage.incoming),
     )
 
 
@@ -199,11 +211,24 @@ def _scales(target: Target, largest: float) -> Reals:
 
 
 def _rounded(target: Target, scale: float, ranges: Ranges) -> tuple[Reals, ...]:
-    """Return the weights at a scale, clipped to what their parallel synapses hold together."""
-    return tuple(
-        np.clip(np.rint(weight * scale), ranges.weight_low * n, ranges.weight_high * n)
-        for weight, n in zip(target.weights, target.parallel, strict=True)
-    )
+    """Return the weights at a scale, clipped to what their parallel synapses hold together.
+
+    Those of the host are shifted to the left as far as 32 bits go, and never clipped.
+    """
+    rounded = []
+    for weight, source, n in zip(target.weights, target.sources, target.parallel, strict=True):
+        real = weight * scale
+        if source.host:
+            rounded.append(np.rint(real * 2.0 ** host_shift(real)))
+        else:
+            rounded.append(np.clip(np.rint(real), ranges.weight_low * n, ranges.weight_high * n))
+    return tuple(rounded)
+
+
+def _shifts(target: Target, scale: float) -> tuple[int | None, ...]:
+    """Return by how much the sums of each operator are shifted: None where there are synapses."""
+    items = zip(target.weights, target.sources, strict=True)
+    return tuple(host_shift(weight * scale) if s.host else None for weight, s in items)
 
 
 def parallel_parts(weight: NDArray[np.int32], ranges: Ranges) -> list[NDArray[np.int32]]:
@@ -228,11 +253,19 @@ class _Part:
 
 
 def _parts(target: Target, ranges: Ranges) -> list[_Part]:
-    """Return all weights; an error counts with the square of what a message stands for."""
+    """Return all synapses; an error counts with the square of what a message stands for."""
     return [
         _Part(weight, source.unit**-2, ranges.weight_low * n, ranges.weight_high * n)
         for weight, source, n in zip(target.weights, target.sources, target.parallel, strict=True)
+        if not source.host
     ]
+
+
+def _host_errors(target: Target, scales: Reals) -> Reals:
+    """Squared error of what the host adds: half a unit of the bias, 1/12 on average per output."""
+    sources = zip(target.weights, target.sources, strict=True)
+    outputs = sum(len(weight) for weight, source in sources if source.host)
+    return outputs / 12 / np.square(scales)
 
 
 def _sampled(target: Target, largest: float, ranges: Ranges) -> list[_Part]:
@@ -269,10 +302,13 @@ def _integers(target: Target, scale: float, ranges: Ranges, limited_by: str) -> 
     weights = _rounded(target, scale, ranges)
     bias = np.rint(target.bias * scale)
     threshold = None if target.threshold is None else float(round(scale * target.threshold))
-    worst = peaks(_drive(target, weights, bias), 1 - target.dv / 4096, threshold, target.steps)
+    shifts = _shifts(target, scale)
+    drive = _drive(target, weights, shifts, bias)
+    worst = peaks(drive, 1 - target.dv / 4096, threshold, target.steps)
     top = ranges.state if threshold is not None else ranges.threshold + 1.0
     if (
-        np.abs(bias).max() > ranges.bias
+        drive.mantissa > ranges.bias
+        or any(np.abs(w).max() > WEIGHT_LIMIT for w in weights)
         or (threshold is not None and not 1 <= threshold <= ranges.threshold)
         or worst.activation >= ranges.activation
         or worst.highest >= top
@@ -283,11 +319,14 @@ def _integers(target: Target, scale: float, ranges: Ranges, limited_by: str) -> 
         float(np.square(w).sum()) / source.unit**2
         for w, source in zip(target.weights, target.sources, strict=True)
     )
-    error = float(_errors(_parts(target, ranges), np.array([scale]))[0])
-    exact = all(
-        np.array_equal(w, real * scale)
-        for w, real in zip((*weights, bias), (*target.weights, target.bias), strict=True)
+    meant = [weight * scale for weight in target.weights]
+    exact = np.array_equal(bias, target.bias * scale) and all(
+        np.array_equal(w, real * 2.0 ** (shift or 0)) and (shift is None or _whole(real))
+        for w, real, shift in zip(weights, meant, shifts, strict=True)
     )
+    scales = np.array([scale])
+    error = float(_errors(_parts(target, ranges), scales)[0])
+    error += 0.0 if exact else float(_host_errors(target, scales)[0])
     return Quantised(
         scale=scale,
         threshold=ranges.threshold if threshold is None else int(threshold),
@@ -297,13 +336,24 @@ def _integers(target: Target, scale: float, ranges: Ranges, limited_by: str) -> 
         error=float(np.sqrt(error / power)) if power > 0 else 0.0,
         exact=exact,
         limited_by=limited_by,
+        shifts=shifts,
     )
 
 
-def _drive(target: Target, weights: tuple[Reals, ...], bias: Reals) -> Drive:
-    low, high = np.zeros(()), np.zeros(())
-    for item, source, weight in zip(target.incoming, target.sources, weights, strict=True):
+def _drive(
+    target: Target, weights: tuple[Reals, ...], shifts: tuple[int | None, ...], bias: Reals
+) -> Drive:
+    """Return what synapses and host can give; real weights have no shifts, and no sum is cut."""
+    synapses = host = (np.zeros(()), np.zeros(()))
+    for item, source, weight, shift in zip(
+        target.incoming, target.sources, weights, shifts, strict=True
+    ):
         shape = target.shape or (len(weight),)
         below, above = activation_range(item, weight, source.low, source.high, shape)
-        low, high = low + below, high + above
-    return Drive(low, high, bias)
+        if shift is not None:
+            below, above = shifted_sum(below, shift), shifted_sum(above, shift)
+        if source.host:
+            host = (host[0] + below, host[1] + above)
+        else:
+            synapses = (synapses[0] + below, synapses[1] + above)
+    return Drive(*synapses, bias, *host)
