@@ -68,9 +68,10 @@ class Events:
 def input_on_host(profile: Profile) -> bool:
     """Return whether the first layer's current is computed on the host and sent as biases.
 
-    So it is where a chip knows no graded messages: an analog input cannot be sent as spikes.
+    So it is on a Loihi that knows no graded messages: an analog input cannot be sent as spikes.
     """
-    return profile.arithmetic is not None and profile.arithmetic.message_bits is None
+    known = profile.arithmetic
+    return profile.identity.family == "loihi" and known is not None and known.message_bits is None
 
 
 def events_of(
