@@ -27,6 +27,7 @@ from stars_deploy.graph.writer import write_graph
 from stars_deploy.networks.base import Network
 from stars_deploy.networks.device import resolve
 from stars_deploy.networks.weights import load_teacher
+from stars_deploy.targets.bundle import refuse_inside
 from stars_deploy.targets.loihi import LoweredNetwork, lower
 from stars_deploy.workflow.distill import threads
 from stars_deploy.workflow.finetune_grid import choose_grid, inexact, with_bits
@@ -85,6 +86,7 @@ def finetune(
     chosen = with_bits(load_profile(profile), bits)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not an empty folder; give another one with --out")
+    refuse_inside(out, "--out")
     place = resolve(device)
     opened = open_source(source)
     lesson = _lesson(opened, pool, weights)
