@@ -50,6 +50,7 @@ def check(
         examination = examine(adopted.graph, chosen, way)
     findings += examination.findings
     findings += [Finding(note.code, "info", note.node, note.message) for note in adopted.notes]
+    findings = list(dict.fromkeys(findings))  # some are found in reading and in examining
     placement = examination.placement
     drawn = None
     if picture is not None and placement is not None:

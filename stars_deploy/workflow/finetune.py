@@ -88,7 +88,7 @@ def finetune(
         raise InputError(f"{out}: exists and is not an empty folder; give another one with --out")
     refuse_inside(out, "--out")
     place = resolve(device)
-    opened = open_source(source)
+    opened = open_source(source, complete=True)
     lesson = _lesson(opened, pool, weights)
     _require_same_data(opened.graph, lesson.recipe, source)
     with threads(lesson.recipe.run.threads):

@@ -62,7 +62,7 @@ def sweep(
     chosen = load_profile(profile)
     axis = axis_of(over, chosen, engine)
     _check_out(out)
-    opened = open_source(source)
+    opened = open_source(source, complete=True)
     plan = plan_of(chosen, axis, steps, bits, engine, metadata_of(opened.graph).T)
     samples = samples_of(opened, data, limit)
     place = resolve_device(plan.engine, device)
