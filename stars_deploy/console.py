@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -88,10 +90,25 @@ def _cell(value: Any) -> str:
 
 
 def emit(result: Mapping[str, Any]) -> None:
-    """Print the command's result as one JSON object on stdout, if --json was given."""
-    if settings.json:
-        sys.stdout.write(json.dumps(result, allow_nan=False, ensure_ascii=False) + "\n")
+    """Print the command's result as one JSON object on stdout, if --json was given.
+
+    A reader that has seen enough (`| head`) changes nothing of what the command did.
+    Raises: OSError naming stdout where it is closed or full; nothing more is printed on it then.
+    """
+    if not settings.json:
+        return
+    text = json.dumps(result, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "is closed")
+        sys.stdout.write(text)
         sys.stdout.flush()
+    except OSError as problem:
+        settings.json = False
+        if sys.stdout is not None:  # what is left in its buffer goes nowhere at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(problem, BrokenPipeError):
+            raise OSError(problem.errno, problem.strerror, "stdout") from None
 
 
 @contextlib.contextmanager

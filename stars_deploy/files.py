@@ -39,9 +39,20 @@ _DAMAGE = (
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that replaces `path` on success and is removed on error."""
+    """Yield a temporary path that replaces `path` on success and is removed on error.
+
+    Raises: InputError where `path` is something else than a file: a folder, a device.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: exists and is not a file; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent
+        )
+    except OSError as problem:
+        problem.filename = str(path)  # not the temporary, which the user never named
+        raise
     os.close(handle)
     temporary = Path(name)
     try:
@@ -53,7 +64,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except BaseException as problem:
         temporary.unlink(missing_ok=True)
-        if isinstance(problem, OSError) and problem.filename is None:
+        if isinstance(problem, OSError) and problem.filename in (None, name):
             problem.filename = str(path)  # a full disk does not say whose write it stopped
         raise
 

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 
@@ -339,3 +340,13 @@ def test_full_disk_leaves_the_earlier_bundle(graph_file, bundle):
     assert "Traceback" not in run.stderr
     assert {p: p.read_bytes() for p in sorted(bundle.rglob("*")) if p.is_file()} == before
     assert [p.name for p in bundle.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize(("how", "code"), [("| true", 0), ("> /dev/full", 2), (">&-", 2)])
+def test_json_that_nobody_takes(how, code):
+    program = f"{shlex.quote(sys.executable)} -m stars_deploy --json profiles"
+    script = f"set -o pipefail; {{ sleep 0.2; {program}; }} {how}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and "defect" not in done.stderr
+    assert ("stdout: " in done.stderr) == (code == 2)

@@ -1,5 +1,7 @@
 """Files are replaced as a whole or not at all, and damage is an error, not a traceback."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -120,3 +122,19 @@ def test_texts_are_replaced_together_or_not_at_all(tmp_path):
         files.write_texts({one: "3", two: "\ud800"})
     assert (one.read_text(), two.read_text()) == ("1", "2")
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+
+
+def test_only_files_are_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # a device, for whoever is not root
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(InputError, match=f"{name}: exists and is not a file"):
+            write_json(tmp_path / name, {})
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
+def test_errors_name_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(OSError) as caught:
+        write_json(tmp_path / ("x" * 250), {})  # the temporary's name would be too long
+    assert caught.value.filename == str(tmp_path / ("x" * 250))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -344,11 +345,33 @@ def test_normalisation_and_classes() -> None:
     )
     three = chain(("flat", flat()), ("lif", neuron((48,))), ("fc", dense(48)), shape=(3, 4, 4))
     assert metadata_of(read(three, T=1, dt=DT, mean=(0.5,))).mean == (0.5,) * 3
-    assert "2 values" in refused(three, T=1, dt=DT, mean=(0.5, 0.4))
-    assert "has 2 names, the output has 3" in refused(
+    assert "--mean has 2 numbers, the input has 3" in refused(three, T=1, dt=DT, mean=(0.5, 0.4))
+    assert "--classes has 2 names, the output has 3" in refused(
         small(neuron()), T=1, dt=DT, classes=("a", "b")
     )
     assert "normalisation" not in notes(three, T=1, dt=DT, mean=(0.5,))
+
+
+def test_a_huge_input_is_refused_before_it_takes_memory() -> None:
+    graph = chain(("lif", neuron((1,))), ("fc", dense()), shape=(10**6, 10**6, 10**3))
+    assert "put out more than" in refused(graph, T=1, dt=DT)
+
+
+def test_an_image_shape_for_an_image_is_told_to_go() -> None:
+    text = refused(small(neuron()), T=1, dt=DT, image_shape=(1, 2, 8))
+    assert "leave --image-shape out" in text
+
+
+def test_what_is_found_twice_is_said_once(tmp_path: Path) -> None:
+    nodes = {
+        "input": nir.Input({"input": np.array([16])}),
+        "fc": nir.Affine(np.ones((3, 16)), np.zeros(3)),
+        "output": nir.Output({"output": np.array([3])}),
+    }
+    nir.write(tmp_path / "net.nir", nir.NIRGraph(nodes, [("input", "fc"), ("fc", "output")]))
+    result = invoke("--json", "check", str(tmp_path / "net.nir"), "--steps", "2")
+    messages = [item["message"] for item in json.loads(result.stdout)["findings"]]
+    assert sum("no spiking node" in text for text in messages) == 1
 
 
 def test_options_as_text() -> None:
@@ -359,7 +382,12 @@ def test_options_as_text() -> None:
         " --steps 4 --dt 0.001 --gain raw --mean 0.5,0.25 --std 1.0 --classes cat,dog"
         " --image-shape 1,28,28"
     )
-    assert parse_reading(classes='["a, b"]').classes == ("a, b",)
+    # What a shell makes of the text is the reading again.
+    for names in (["a, b"], ["it's", "$HOME"], ["[a", "b"], [" a", "b"], ["", ""]):
+        asked = parse_reading(classes=json.dumps(names))
+        option, value = shlex.split(option_text(asked))
+        assert option == "--classes" and parse_reading(classes=value) == asked
+        assert asked.classes == tuple(names)
     for said, words in [
         ({"dt": -1.0}, "--dt -1.0"), ({"dt": float("nan")}, "--dt nan"),
         ({"gain": "rw"}, "did you mean 'raw'"), ({"mean": "x"}, "--mean 'x'"),

@@ -100,3 +100,43 @@ def test_check_without_a_placement_says_so(tmp_path):
     write_graph(if_chain(), tmp_path / "if.nir")
     result = invoke("check", tmp_path / "if.nir", "--profile", "speck2f", "--picture", picture)
     assert result.exit_code == 4 and picture.is_file()
+
+
+def check_with_picture(source, picture):
+    return CliRunner().invoke(app, ["check", str(source), "--picture", str(picture)])
+
+
+def test_a_picture_replaces_nothing_but_a_picture(tmp_path):
+    net = tmp_path / "net.nir"
+    write_graph(small(), net)
+    content = net.read_bytes()
+    result = check_with_picture(net, net)
+    assert result.exit_code == 2 and "no PNG" in result.stderr
+    assert net.read_bytes() == content
+    result = check_with_picture(net, tmp_path)
+    assert result.exit_code == 2 and "no PNG" in result.stderr
+    for _ in range(2):
+        assert check_with_picture(net, tmp_path / "a b \u00fc" / "cores.png").exit_code == 0
+
+
+def test_nothing_is_written_into_a_bundle(tmp_path):
+    net, bundle = tmp_path / "net.nir", tmp_path / "bundle"
+    write_graph(small(), net)
+    runner = CliRunner()
+    export = ["export", str(net), "--target", "nir", "--golden", "2", "--out"]
+    assert runner.invoke(app, [*export, str(bundle)]).exit_code == 0
+    result = check_with_picture(net, bundle / "cores.png")
+    assert result.exit_code == 2 and "inside the bundle" in result.stderr
+    result = runner.invoke(app, [*export, str(bundle / "inner")])
+    assert result.exit_code == 2 and "inside the bundle" in result.stderr
+    assert runner.invoke(app, ["check", str(bundle)]).exit_code == 0
+
+
+def test_a_chip_of_very_many_cores_is_drawn_in_part(tmp_path):
+    built = Document((4,))
+    built.dense("input", "a", 60)
+    profile = chip(neurons_per_core=1, cores_per_chip=1 << 20)
+    result = placed(built, profile)
+    draw_placement(result, profile.limits, tmp_path / "cores.png")
+    height, width = png.imread(tmp_path / "cores.png").shape[:2]
+    assert max(height, width) < 130 * 50

@@ -218,3 +218,48 @@ def test_files_that_are_no_profiles(tmp_path, text):
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(RecipeError, match=r"mine\.toml"):
         load_profile(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "expected"),
+    [
+        # Nothing wider can be written: network.json holds the ranges of Lava's fixed point.
+        ("arithmetic", "weight_bits", 1, "expected 2 to 8"),
+        ("arithmetic", "weight_bits", 9, "expected 2 to 8"),
+        ("arithmetic", "accumulator_magnitude_bits", 18, "expected 1 to 17"),
+        ("arithmetic", "state_magnitude_bits", 24, "expected 1 to 23"),
+        ("arithmetic", "state_magnitude_bits", 6, "expected 7 to 23"),
+        ("arithmetic", "threshold_bits", 0, "expected 1 to 17"),
+        ("arithmetic", "bias_magnitude_bits", 13, "expected 1 to 12"),
+        ("arithmetic", "bias_exponent_max", 8, "expected 0 to 7"),
+        ("arithmetic", "message_bits", 1, "expected 2 to 24"),
+        # A leak is computed with these two alone; others would be ignored, not simulated.
+        ("arithmetic", "decay_bits", 8, "expected 12"),
+        ("arithmetic", "state_shift_bits", 7, "expected 0 to 6"),
+        # Chips that hold nothing, and systems that no memory of ours holds.
+        ("limits", "chips", 0, "greater than or equal to 1"),
+        ("limits", "cores_per_chip", 0, "greater than or equal to 1"),
+        ("limits", "cores_per_chip", 10**12, "key 'limits': .* at most 1048576"),
+        ("limits", "neurons_per_core", 0, "greater than or equal to 1"),
+        ("limits", "synaptic_memory_per_core_bit", 0, "greater than or equal to 1"),
+        ("limits", "neurons_per_core", 10**400, "less than or equal to"),
+        ("limits", "chips", True, "valid integer"),
+    ],
+)
+def test_ranges_that_nothing_could_hold_or_compute(section, key, value, expected):
+    with pytest.raises(RecipeError, match=expected):
+        parse_profile(changed(section, key, "value", value), "mine.toml")
+
+
+def test_a_leak_is_rounded_six_bits_below_the_activation():
+    content = changed("arithmetic", "state_shift_bits", "value", 3)
+    content["arithmetic"]["state_magnitude_bits"]["value"] = 20
+    with pytest.raises(RecipeError, match=r"state_shift_bits = 3: .* write 6"):
+        parse_profile(content, "mine.toml")
+
+
+def test_a_bare_number_is_told_what_its_table_holds():
+    content = document("loihi2")
+    content["limits"]["chips"] = 1
+    with pytest.raises(RecipeError, match=r"limits.chips' .* keys value, source, confidence"):
+        parse_profile(content, "mine.toml")

@@ -102,7 +102,7 @@ def test_values_of_the_file_and_the_command_line_that_disagree_name_both(tmp_pat
     path.write_text(tomli_w.dumps(changed("run", {"epochs": 9, "warmup": 5})))
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, ["run.epochs=4"])
-    assert str(caught.value).startswith(f"{path} with --set run.epochs=4: key 'run' has value")
+    assert str(caught.value).startswith(f"{path} with --set run.epochs=4: key 'run': warmup is 5")
 
 
 def test_mistakes_of_the_file_are_blamed_on_it_whatever_else_is_set(tmp_path):

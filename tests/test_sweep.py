@@ -373,3 +373,13 @@ def test_page_about_sweeps_names_what_there_is(exported, tmp_path):
     for line in commands:
         name, *arguments = shlex.split(line)
         assert group.commands[name].make_context(name, arguments).params["out"]
+
+
+def test_a_graph_of_another_tool_is_sent_to_export(tmp_path):
+    source = Path(__file__).parent / "data" / "foreign" / "spikingjelly.nir"
+    for command in (["sweep", "--steps", "4"], ["finetune"]):
+        arguments = [command[0], str(source), *command[1:], "--out", str(tmp_path / "out")]
+        result = CliRunner().invoke(app, arguments)
+        # --steps of a sweep is what it varies: telling to add it would lead nowhere.
+        assert result.exit_code == 2 and "stars-deploy export" in result.stderr
+        assert "add --steps" not in result.stderr

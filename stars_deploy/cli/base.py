@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shlex
 import signal
 import threading
 import traceback
@@ -90,6 +91,11 @@ def _fail(message: str, code: int) -> typer.Exit:
     console.complain(f"Error: {message}")
     console.emit({"error": {"message": message, "exit_code": code}})
     return typer.Exit(code)
+
+
+def quoted(word: object) -> str:
+    """Return a path or name as a shell takes it, for a command that is shown."""
+    return shlex.quote(str(word))
 
 
 def next_step(text: str) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from stars_deploy import console
-from stars_deploy.cli.base import command, next_step
+from stars_deploy.cli.base import command, next_step, quoted
 from stars_deploy.cli.reading import Classes, Dt, Gain, ImageShape, Mean, Std, Steps
 from stars_deploy.cli.tables import show_findings, show_placement, show_simulation, show_validation
 
@@ -62,7 +62,7 @@ def export(
     _show_notes(result)
     console.say(f"Bundle: {out} ({', '.join(result['targets'])})")
     own = profile if "loihi" in result["targets"] else "reference"
-    next_step(f"stars-deploy validate {out} --profile {own}")
+    next_step(f"stars-deploy validate {quoted(out)} --profile {quoted(own)}")
 
 
 @command
@@ -99,7 +99,8 @@ def check(
     if result["exit_code"]:
         raise typer.Exit(result["exit_code"])
     console.say(f"{source} fits profile {profile}.")
-    next_step(f"stars-deploy simulate {source} --profile {profile}{option_text(reading)}")
+    options = f"--profile {quoted(profile)}{option_text(reading)}"
+    next_step(f"stars-deploy simulate {quoted(source)} {options}")
 
 
 @command
@@ -137,12 +138,10 @@ def simulate(
     _show_notes(result)
     show_simulation(result)
     if (source / "manifest.json").is_file():
-        next_step(f"stars-deploy validate {source} --profile {profile}")
+        next_step(f"stars-deploy validate {quoted(source)} --profile {quoted(profile)}")
     else:
-        options = option_text(reading)
-        next_step(
-            f"stars-deploy export {source} --target onnx --target loihi{options} --out bundle"
-        )
+        options = f"--target onnx --target loihi{option_text(reading)}"
+        next_step(f"stars-deploy export {quoted(source)} {options} --out bundle")
 
 
 @command

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from stars_deploy import console
-from stars_deploy.cli.base import command, next_step
+from stars_deploy.cli.base import command, next_step, quoted
 
 DEFAULT_MODEL = "fashion-mnist"
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -41,7 +41,8 @@ def teacher_train(
         summary = train_teacher(chosen, data, out, device, progress)
     console.emit(summary)
     console.say(f"Accuracy on {summary['n']} test images: {summary['accuracy']:.4f}")
-    next_step(f"stars-deploy distill {recipe} --weights {out / 'teacher.safetensors'} --out run")
+    weights = quoted(out / "teacher.safetensors")
+    next_step(f"stars-deploy distill {quoted(recipe)} --weights {weights} --out run")
 
 
 @command
@@ -99,7 +100,7 @@ def distill(
         summary = run(chosen, out, origin=origin, resume=resume, weights=weights, progress=progress)
     console.emit(summary)
     console.say(f"Student: {out / 'student.safetensors'} ({summary['wall_time_s']:.0f} s)")
-    next_step(f"stars-deploy evaluate {out} --data evaluation")
+    next_step(f"stars-deploy evaluate {quoted(out)} --data evaluation")
 
 
 def _options(values: dict[str, object], stars: bool | None) -> dict[str, str]:
@@ -140,7 +141,9 @@ def evaluate(
         [(t + 1, f"{value:.4f}") for t, value in enumerate(result["accuracy_by_t"])],
     )
     console.show("Spikes", ("node", "spikes"), list(result["spikes"].items()))
-    next_step(f"stars-deploy export {run} --target nir --target onnx --target loihi --out bundle")
+    next_step(
+        f"stars-deploy export {quoted(run)} --target nir --target onnx --target loihi --out bundle"
+    )
 
 
 @command
@@ -191,7 +194,8 @@ def finetune(
     _show_finetuning(result)
     own = out / "profile.toml" if (out / "profile.toml").is_file() else profile
     next_step(
-        f"stars-deploy export {out / 'graph.nir'} --target loihi --profile {own} --out bundle"
+        f"stars-deploy export {quoted(out / 'graph.nir')} --target loihi "
+        f"--profile {quoted(own)} --out bundle"
     )
 
 

@@ -9,15 +9,29 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from stars_deploy.assets import asset
 from stars_deploy.config.profile_limits import Convolution, Limits
 from stars_deploy.config.profile_values import Real, Section, Whole
 from stars_deploy.config.recipe import explain
 from stars_deploy.errors import RecipeError, nearest
+
+STATE_SHIFT, DECAY_BITS = 6, 12  # of a leaky step, as lava-nc 0.10.0 computes it
+
+
+def _within(low: int, high: int) -> AfterValidator:
+    """Return a validator of a constant whose value is from `low` to `high`."""
+
+    def check(item: Whole) -> Whole:
+        if not low <= item.value <= high:
+            expected = str(low) if low == high else f"{low} to {high}"
+            raise ValueError(f"value = {item.value}, expected {expected}")
+        return item
+
+    return AfterValidator(check)
 
 
 class Identity(Section):
@@ -38,20 +52,35 @@ class Arithmetic(Section):
 
     A magnitude of n bits means |x| < 2^n. Activations `a` are counted in weight units; the state
     (u, v) and the threshold are `a` shifted left by `state_shift_bits`.
+
+    Ranges may be narrower than those of `network.json`, which are Loihi 2's in Lava, not wider:
+    nothing could be written, or run, that uses more.
     """
 
-    weight_bits: Whole  # two's complement
-    accumulator_magnitude_bits: Whole  # a
-    state_magnitude_bits: Whole  # u, v
-    state_shift_bits: Whole
-    threshold_bits: Whole  # unsigned mantissa
-    decay_bits: Whole | None = None  # du, dv in units of 2^-bits; absent: there is no leak
-    bias_magnitude_bits: Whole  # mantissa, besides its sign
-    bias_exponent_max: Whole
-    message_bits: Whole | None = None  # signed graded messages; absent: spikes are binary only
+    weight_bits: Annotated[Whole, _within(2, 8)]  # two's complement
+    accumulator_magnitude_bits: Annotated[Whole, _within(1, 17)]  # a
+    state_magnitude_bits: Annotated[Whole, _within(1, 23)]  # u, v
+    state_shift_bits: Annotated[Whole, _within(0, STATE_SHIFT)]
+    threshold_bits: Annotated[Whole, _within(1, 17)]  # unsigned mantissa
+    # du, dv in units of 2^-bits; absent: there is no leak
+    decay_bits: Annotated[Whole, _within(DECAY_BITS, DECAY_BITS)] | None = None
+    bias_magnitude_bits: Annotated[Whole, _within(1, 12)]  # mantissa, besides its sign
+    bias_exponent_max: Annotated[Whole, _within(0, 7)]
+    # signed graded messages; absent: spikes are binary only
+    message_bits: Annotated[Whole, _within(2, 24)] | None = None
     decay_rounding: Literal["toward_zero"] | None = None
     spike_comparison: Literal["strict"]
     reset: Literal["hard_to_zero"]
+
+    @model_validator(mode="after")
+    def _state_fits_the_step(self) -> Arithmetic:
+        shift, state = self.state_shift_bits.value, self.state_magnitude_bits.value
+        if not shift < state <= shift + 17:
+            raise ValueError(
+                f"state_magnitude_bits = {state}: expected {shift + 1} to {shift + 17}, "
+                f"1 to 17 above state_shift_bits = {shift}"
+            )
+        return self
 
 
 class Operators(Section):
@@ -124,6 +153,12 @@ class Profile(Section):
         leaky = self.arithmetic.decay_bits is not None
         if leaky != (self.identity.family == "loihi"):
             raise ValueError("arithmetic.decay_bits: 'loihi' needs it, 'integer-if' has no leak")
+        shift = self.arithmetic.state_shift_bits.value
+        if leaky and shift != STATE_SHIFT:
+            raise ValueError(
+                f"arithmetic.state_shift_bits = {shift}: a state that leaks is rounded "
+                f"{STATE_SHIFT} bits below a, and no engine computes otherwise; write {STATE_SHIFT}"
+            )
         if not leaky and "LIF" in self.operators.supported:
             raise ValueError("operators.supported: 'integer-if' has no leak, so no LIF")
         return self

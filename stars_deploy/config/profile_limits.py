@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from stars_deploy.config.profile_values import Confidence, Flag, Section, Whole, Wholes
+from stars_deploy.config.profile_values import MOST, Confidence, Count, Flag, Section, Whole, Wholes
+
+MOST_CORES = 1 << 20  # of a system: every one of them is looked at
 
 
 class CoreKind(Section):
     """Cores of one size, on a chip whose cores differ."""
 
-    cores: int = Field(ge=1)
-    neurons: int = Field(ge=1)
-    synaptic_memory_bit: int = Field(ge=1)
+    cores: int = Field(ge=1, le=MOST_CORES)
+    neurons: int = Field(ge=1, le=MOST)
+    synaptic_memory_bit: int = Field(ge=1, le=MOST)
     source: str = Field(min_length=1)
     confidence: Confidence
 
@@ -24,22 +26,22 @@ class Limits(Section):
     row, with `cores_per_tile` cores on each.
     """
 
-    chips: Whole | None = None
-    cores_per_chip: Whole | None = None
+    chips: Count | None = None
+    cores_per_chip: Count | None = None
     core_kinds: tuple[CoreKind, ...] = ()  # instead of equal cores
-    cores_per_tile: Whole | None = None
-    mesh_columns: Whole | None = None
-    mesh_rows: Whole | None = None
-    neurons_per_core: Whole | None = None
-    synaptic_memory_per_core_bit: Whole | None = None
+    cores_per_tile: Count | None = None
+    mesh_columns: Count | None = None
+    mesh_rows: Count | None = None
+    neurons_per_core: Count | None = None
+    synaptic_memory_per_core_bit: Count | None = None
     synapse_index_bits: Whole | None = None  # of a synapse stored on its own, besides its weight
     synapse_delay_bits: Whole | None = None  # of a synapse with a delay of its own
     convolution_sharing: Flag | None = None  # a core stores a kernel once; absent: it does not
     split_populations: Flag | None = None  # a population may take several cores; absent: it may
     power_of_two_memory: Flag | None = None  # addresses are padded, see simulate/placement_whole
     destinations_per_core: Whole | None = None  # populations that one core sends to
-    input_axons_per_core: Whole | None = None
-    output_axons_per_core: Whole | None = None
+    input_axons_per_core: Count | None = None
+    output_axons_per_core: Count | None = None
     synaptic_delay_max_steps: Whole | None = None
 
     @model_validator(mode="after")
@@ -52,6 +54,11 @@ class Limits(Section):
             raise ValueError(
                 "core_kinds needs split_populations = false: a population is split over equal "
                 "cores only"
+            )
+        if self.cores_of_system is not None and self.cores_of_system > MOST_CORES:
+            raise ValueError(
+                f"chips times their cores are {self.cores_of_system}, at most {MOST_CORES} are "
+                "placed on; describe a smaller system"
             )
         if self.mesh and self.cores and self.cores > self.mesh[0] * self.mesh[1] * self.mesh[2]:
             raise ValueError("mesh_columns * mesh_rows * cores_per_tile is below cores_per_chip")

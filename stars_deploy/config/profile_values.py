@@ -13,15 +13,22 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+MOST = 1 << 53  # exact in a float
 Confidence = Literal["code", "paper", "secondary", "inferred", "choice"]
 
 
 class Whole(Section):
     """An integer constant, its source, and how far to trust it."""
 
-    value: int = Field(ge=0)
+    value: int = Field(ge=0, le=MOST, strict=True)
     source: str = Field(min_length=1)
     confidence: Confidence
+
+
+class Count(Whole):
+    """A number of things of which there is at least one."""
+
+    value: int = Field(ge=1, le=MOST, strict=True)
 
 
 class Real(Section):

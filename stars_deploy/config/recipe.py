@@ -433,9 +433,14 @@ def _explain_one(error: ErrorDetails, model: type[BaseModel]) -> str:
         return f"unknown key {path!r}{nearest(str(error['loc'][-1]), valid)}"
     if error["type"] == "missing":
         return f"key {path!r} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "model_type":
+        message = f"expected a table with the keys {', '.join(_keys_at(model, error['loc']))}"
+    if error["type"] == "value_error" and isinstance(error["input"], Mapping):
+        return f"key {path!r}: {message}" if path else message  # a rule between several keys
     shown = repr(error["input"])
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return f"key {path!r} has value {shown}: {error['msg']}"
+    return f"key {path!r} has value {shown}: {message}"
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:

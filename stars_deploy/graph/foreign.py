@@ -9,6 +9,7 @@ assumed is a note; what cannot be assumed is a problem that names the option to 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from stars_deploy.graph.foreign_structure import (
     with_image_input,
 )
 from stars_deploy.graph.foreign_time import Gain, discretised, inferred_dt
-from stars_deploy.graph.geometry import Shape, input_shape
+from stars_deploy.graph.geometry import Shape, input_shape, output_shapes
 from stars_deploy.graph.metadata import GraphMetadata, metadata_of, with_metadata
 from stars_deploy.graph.order import output_name, sources
 from stars_deploy.graph.problems import (
@@ -156,6 +157,7 @@ class _Adoption:
         if "mean" not in self.raw and "std" not in self.raw and not (said.mean or said.std):
             message = "no mean and std: pixel / 255 enters as it is; give --mean and --std if not"
             self.notes.append(Note("normalisation", None, message))
+        self._require_counts(channels)
         filled = {
             "T": said.T,
             "mean": _per_channel(said.mean or (0.0,), channels),
@@ -169,6 +171,22 @@ class _Adoption:
         kinds = ", ".join(f"{name} ({type(self.graph.nodes[name]).__name__})" for name in last)
         message = f"logits are the mean over {complete.T} steps of what {kinds} puts out"
         self.notes.append(Note("readout", None, message))
+
+    def _require_counts(self, channels: int) -> None:
+        """Raise GraphError for an option that names another number of channels or logits."""
+        for option, values in (("--mean", self.reading.mean), ("--std", self.reading.std)):
+            if values is not None and len(values) not in (1, channels):
+                raise GraphError(
+                    f"{option} has {len(values)} numbers, the input has {channels} channels; "
+                    "give one number, or one per channel"
+                )
+        logits = math.prod(output_shapes(self.graph)[output_name(self.graph)])
+        classes = self.reading.classes
+        if classes and len(classes) != logits:
+            raise GraphError(
+                f"--classes has {len(classes)} names, the output has {logits} values; "
+                "name each of them, or leave --classes out"
+            )
 
     def _with(self, filled: Mapping[str, Any]) -> nir.NIRGraph:
         """Return the graph with metadata where the file has none."""

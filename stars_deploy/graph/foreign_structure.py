@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,6 +138,7 @@ def _fitted_nodes(graph: nir.NIRGraph, start: Shape, notes: list[Note]) -> dict[
         node = nodes[name]
         if isinstance(node, nir.Input):
             nodes[name], shapes[name] = nir.Input({"input": np.array(start)}), start
+            _require_room(name, shapes)
             continue
         given = {source: shapes[source] for source in sources(graph, name)}
         if len(set(given.values())) > 1:
@@ -149,12 +151,14 @@ def _fitted_nodes(graph: nir.NIRGraph, start: Shape, notes: list[Note]) -> dict[
         else:
             node = _full_shape(name, node, shape, notes)
         nodes[name], shapes[name] = node, node_shape(name, node, shape)
-        # A small file may declare huge layers; they are not spread out in memory.
-        if sum(map(math.prod, shapes.values())) > MAX_ELEMENTS:
-            raise GraphError(
-                f"{name}: the layers up to here put out more than {MAX_ELEMENTS} values"
-            )
+        _require_room(name, shapes)
     return nodes
+
+
+def _require_room(name: str, shapes: Mapping[str, Shape]) -> None:
+    """Refuse huge layers, which a small file may declare, before they are spread out in memory."""
+    if sum(map(math.prod, shapes.values())) > MAX_ELEMENTS:
+        raise GraphError(f"{name}: the layers up to here put out more than {MAX_ELEMENTS} values")
 
 
 def _output(node: nir.Output, given: Shape) -> nir.Output:
@@ -243,8 +247,12 @@ def with_image_input(graph: nir.NIRGraph, wanted: Shape | None, notes: list[Note
     # Only a vector says nothing about its image.
     if image != usual and (len(shape) > 1 or len(image) != 3 or math.prod(image) != shape[0]):
         raise GraphError(
-            f"{name}: takes {shape}, --image-shape is {','.join(map(str, image))}; expected "
-            + (f"three numbers whose product is {shape[0]}" if len(shape) == 1 else "none of it")
+            f"{name}: takes {shape}, --image-shape is {','.join(map(str, image))}; "
+            + (
+                f"give three numbers whose product is {shape[0]}"
+                if len(shape) == 1
+                else "leave --image-shape out, it is for vector inputs"
+            )
         )
     if len(shape) == 3:
         return graph

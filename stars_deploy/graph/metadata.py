@@ -96,6 +96,7 @@ def with_metadata(graph: nir.NIRGraph, metadata: GraphMetadata) -> nir.NIRGraph:
 
 
 def _invalid(key: str, value: object, expected: str) -> GraphError:
+    value = value.item() if isinstance(value, np.generic) else value
     return GraphError(f"graph metadata {key!r} is {value!r}, expected {expected}; {_REMEDY}")
 
 

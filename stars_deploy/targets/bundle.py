@@ -138,7 +138,11 @@ def is_bundle(path: Path) -> bool:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raise BundleError unless `path` may be replaced: absent, empty, or a bundle and no more."""
+    """Raise BundleError unless `path` may be replaced: absent, empty, or a bundle and no more.
+
+    Nor may it lie in another bundle.
+    """
+    refuse_inside(path, "--out")
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise BundleError(f"{path}: exists and is not a directory; choose another --out")
     if not path.exists() or not any(path.iterdir()):
@@ -153,6 +157,16 @@ def refuse_foreign(path: Path) -> None:
             f"{path}: {foreign[0]} is not part of the bundle and would be lost; "
             "move it away or choose another --out"
         )
+
+
+def refuse_inside(path: Path, option: str) -> None:
+    """Raise BundleError if `path` is inside a bundle: a further file would break its seal."""
+    for folder in path.absolute().parents:
+        if is_bundle(folder):
+            raise BundleError(
+                f"{option} {path}: inside the bundle {folder}, which a further file would unseal; "
+                "choose a place beside it"
+            )
 
 
 def write_golden(path: Path, golden: Golden) -> None:

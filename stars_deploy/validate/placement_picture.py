@@ -18,10 +18,11 @@ from stars_deploy.config.profile_limits import Limits
 from stars_deploy.files import atomic_path
 from stars_deploy.simulate.placement import Part, Placement
 
-MOST_CHIPS = 48  # drawn; the title says how many are left out
+MOST_CHIPS, MOST_CORES = 48, 4096  # drawn, cores per chip; titles say how many there are
 _FREE, _LINE, _INK, _MUTED = "#eceff1", "#ffffff", "#1b1f24", "#5c6670"
 _STYLE: dict[str, Any] = {"font.size": 8, "text.color": _INK, "axes.edgecolor": "#c5ccd3"}
 _LEGEND_ROWS = 12
+_SIDE = 40.0  # inches of all cores at most, on either axis
 _GOLDEN = 0.618034  # of the hue circle: neighbours in the list differ most
 
 
@@ -46,6 +47,8 @@ def draw_placement(placement: Placement, limits: Limits, path: Path) -> None:
     numbered = len(chips) <= 4
     columns, rows = positions.max(axis=0) + 1
     cell = 0.42 if len(chips) == 1 else 0.24 if numbered else 0.11
+    room = _SIDE / max(across * columns, down * rows)
+    numbered, cell = numbered and room > 0.15, min(cell, room)
     entries = _legend(placement, colours)
     width = max(across * (columns * cell + 0.25), 6.4)
     legend_columns = max(1, min(-(-len(entries) // _LEGEND_ROWS), int(width // 2.0)))
@@ -55,8 +58,12 @@ def draw_placement(placement: Placement, limits: Limits, path: Path) -> None:
         figure = Figure((width, height), layout="constrained")
         panels = figure.subplots(down, across, squeeze=False).reshape(-1)
         for axes, chip in zip(panels, chips, strict=False):
-            _draw_chip(axes, by_chip[chip], positions, colours, limits, numbered)
-            title = f"chip {chip}: {len(by_chip[chip])} of {len(positions)} cores"
+            shown = [item for item in by_chip[chip] if item[1].core_on_chip < len(positions)]
+            _draw_chip(axes, shown, positions, colours, limits, numbered)
+            cores = max(limits.cores or 0, len(positions))
+            title = f"chip {chip}: {len(by_chip[chip])} of {cores} cores"
+            if len(shown) < len(by_chip[chip]):
+                title += f", the first {len(positions)} are drawn"
             size = 7 if numbered else 5.5
             axes.set_title(title, loc="left", fontsize=size, color=_MUTED, pad=2)
         for axes in panels[len(chips) :]:
@@ -105,9 +112,9 @@ def _colours(count: int) -> list[tuple[float, float, float]]:
 def _positions(
     placement: Placement, limits: Limits, by_chip: Mapping[int, list[tuple[int, Part]]]
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return column and row of every core of a chip."""
+    """Return column and row of every core of a chip that is drawn."""
     used = max(part.core_on_chip for parts in by_chip.values() for _, part in parts) + 1
-    cores = np.arange(max(limits.cores or 0, used))
+    cores = np.arange(min(max(limits.cores or 0, used), MOST_CORES))
     if placement.mesh is None:
         columns = int(np.ceil(np.sqrt(2 * len(cores))))
         return np.stack([cores % columns, cores // columns], axis=1)

@@ -7,12 +7,16 @@ from typing import Any
 
 from stars_deploy import __version__
 from stars_deploy.config.profile import load_profile
+from stars_deploy.errors import InputError
 from stars_deploy.graph.foreign import OWN, Reading
+from stars_deploy.targets.bundle import refuse_inside
 from stars_deploy.targets.findings import Finding, exit_code
 from stars_deploy.targets.loihi import balance_named
 from stars_deploy.validate.check import Examination, examine
 from stars_deploy.validate.placement import placement_summary
 from stars_deploy.workflow.sources import load_any_graph, source_kind
+
+PNG = b"\x89PNG\r\n\x1a\n"  # how each begins
 
 
 def check(
@@ -34,6 +38,8 @@ def check(
         RecipeError: an unknown profile.
     """
     chosen, way = load_profile(profile), balance_named(balance)
+    if picture is not None:
+        _require_picture(picture)
     adopted = load_any_graph(source, reading)
     findings = [
         Finding(item.code, "error", item.node, item.message, remedy=item.remedy)
@@ -44,6 +50,7 @@ def check(
         examination = examine(adopted.graph, chosen, way)
     findings += examination.findings
     findings += [Finding(note.code, "info", note.node, note.message) for note in adopted.notes]
+    findings = list(dict.fromkeys(findings))  # some are found in reading and in examining
     placement = examination.placement
     drawn = None
     if picture is not None and placement is not None:
@@ -60,3 +67,18 @@ def check(
         "exit_code": exit_code(findings),
         "tool_version": __version__,
     }
+
+
+def _require_picture(path: Path) -> None:
+    """Refuse to draw over anything but a picture, or into a bundle."""
+    refuse_inside(path, "--picture")
+    if not path.exists():
+        return
+    if path.is_file():
+        with path.open("rb") as stream:
+            start = stream.read(len(PNG))
+        if start in (b"", PNG):
+            return
+    raise InputError(
+        f"--picture {path}: exists and is no PNG, so it is not replaced; give another file"
+    )

@@ -27,6 +27,7 @@ from stars_deploy.graph.writer import write_graph
 from stars_deploy.networks.base import Network
 from stars_deploy.networks.device import resolve
 from stars_deploy.networks.weights import load_teacher
+from stars_deploy.targets.bundle import refuse_inside
 from stars_deploy.targets.loihi import LoweredNetwork, lower
 from stars_deploy.targets.loihi.host import takes_biases
 from stars_deploy.workflow.distill import threads
@@ -91,8 +92,9 @@ def finetune(
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not an empty folder; give another one with --out")
+    refuse_inside(out, "--out")
     place = resolve(device)
-    opened = open_source(source)
+    opened = open_source(source, complete=True)
     lesson = _lesson(opened, pool, weights)
     _require_same_data(opened.graph, lesson.recipe, source)
     with threads(lesson.recipe.run.threads):

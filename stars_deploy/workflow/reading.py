@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 
 from stars_deploy.errors import InputError, nearest
 from stars_deploy.graph.foreign import Reading
@@ -55,17 +56,23 @@ def option_text(reading: Reading | None) -> str:
         "--gain": reading.gain,
         "--mean": _joined(reading.mean),
         "--std": _joined(reading.std),
-        "--classes": _joined(reading.classes),
+        "--classes": _named(reading.classes),
         "--image-shape": _joined(reading.image_shape),
     }
-    return "".join(f" {name} {value}" for name, value in options.items() if value is not None)
+    return "".join(
+        f" {name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None
+    )
 
 
 def _joined(values: tuple[object, ...] | None) -> str | None:
-    if values is None:
-        return None
-    text = ",".join(map(str, values))
-    return f"'{text}'" if any(c.isspace() for c in text) else text
+    return None if values is None else ",".join(map(str, values))
+
+
+def _named(names: tuple[str, ...] | None) -> str | None:
+    """Return the names as --classes takes them: a JSON list where commas would be misread."""
+    if names is None or not any("," in n or n.startswith("[") or n != n.strip() for n in names):
+        return _joined(names)
+    return json.dumps(list(names), ensure_ascii=False)
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import nir
 
-from stars_deploy.errors import InputError
+from stars_deploy.errors import GraphError, InputError
 from stars_deploy.files import read_json, sha256
 from stars_deploy.graph.canonical import canonical
 from stars_deploy.graph.foreign import Adopted, Reading, adopt
@@ -48,15 +48,22 @@ class Source:
         return {"kind": self.kind, "name": self.path.resolve().name, "sha256": sha256(file), **made}
 
 
-def open_source(path: Path, reading: Reading | None = None) -> Source:
+def open_source(path: Path, reading: Reading | None = None, complete: bool = False) -> Source:
     """Open a RUN directory, a BUNDLE directory or a .nir file.
 
-    `reading` says what a graph of another tool leaves open; it must not contradict SOURCE.
+    `reading` says what a graph of another tool leaves open; it must not contradict SOURCE. With
+    `complete` nothing may be left open: the command has no options for it.
     Raises: InputError if it is none of them; BundleError, GraphError, WeightsError, RecipeError.
     """
     kind = source_kind(path)
     bundle = open_bundle(path) if kind == "bundle" else None
     adopted = adopt(_graph(path, kind, bundle), reading)
+    if complete and kind == "nir" and adopted.problems:
+        raise GraphError(
+            f"{path}: does not say all that is needed, and this command has no options for it; "
+            f"stars-deploy check {path} says what is missing; with that, stars-deploy export "
+            "writes a bundle that this command takes"
+        )
     refuse(adopted.problems, str(path))
     require_runnable(adopted.graph, str(path))
     return Source(path, kind, canonical(adopted.graph), bundle, adopted.notes)

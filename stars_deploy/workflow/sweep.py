@@ -20,7 +20,7 @@ from stars_deploy.graph.metadata import metadata_of, with_metadata
 from stars_deploy.simulate.recording import Engine
 from stars_deploy.simulate.reference import FloatEngine
 from stars_deploy.simulate.tally import Tally, tallies
-from stars_deploy.targets.bundle import is_bundle
+from stars_deploy.targets.bundle import refuse_inside
 from stars_deploy.validate.sweep_plot import sweep_figure
 from stars_deploy.workflow.provenance import versions
 from stars_deploy.workflow.samples import Samples
@@ -62,7 +62,7 @@ def sweep(
     chosen = load_profile(profile)
     axis = axis_of(over, chosen, engine)
     _check_out(out)
-    opened = open_source(source)
+    opened = open_source(source, complete=True)
     plan = plan_of(chosen, axis, steps, bits, engine, metadata_of(opened.graph).T)
     samples = samples_of(opened, data, limit)
     place = resolve_device(plan.engine, device)
@@ -221,12 +221,7 @@ def _check_out(out: Path) -> None:
     """Refuse an OUT where writing would destroy or spoil what a sweep did not make."""
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: exists and is not a folder; choose another")
-    for folder in (out.absolute(), *out.absolute().parents):
-        if is_bundle(folder):
-            raise InputError(
-                f"--out {out}: inside the bundle {folder}, which a further file would unseal; "
-                "choose a folder beside it"
-            )
+    refuse_inside(out / RESULT, "--out")
     if not (out / RESULT).exists() and not (out / FIGURE).exists():
         return
     with contextlib.suppress(InputError):
