@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stars_deploy.errors import DataError, EngineError
-from stars_deploy.files import read_npz, sha256
+from stars_deploy.files import parse_json, read_npz, sha256
 from stars_deploy.simulate.recording import EngineInfo, Recording
 
 SCHEMA = 2
@@ -55,7 +55,7 @@ def read_trace(path: Path) -> Trace:
     """
     arrays = read_npz(path, DataError)
     try:
-        info = json.loads(str(arrays["info"]))
+        info = parse_json(str(arrays["info"]))
         if info["schema"] != SCHEMA:
             raise DataError(
                 f"{path}: trace schema {info['schema']!r}, expected {SCHEMA}; record it again with "
@@ -162,6 +162,9 @@ def _check_arrays(trace: Trace) -> None:
         whole = trace.logits.ndim == 2 and len(trace.logits) == count
         finite = whole and bool(np.isfinite(trace.logits).all())
         _require(trace, "logits", trace.logits, np.float32, finite)
+    if trace.readout is not None:
+        read = trace.logits is not None and trace.readout.shape == trace.logits.shape
+        _require(trace, "readout.v", trace.readout, np.integer, read)
     if trace.saturated is not None:
         right = trace.saturated.shape == (count,)
         _require(trace, "readout.saturated", trace.saturated, np.bool_, right)
@@ -170,7 +173,7 @@ def _check_arrays(trace: Trace) -> None:
 def _require(
     trace: Trace, name: str, array: NDArray[Any], dtype: type[np.generic], right: bool
 ) -> None:
-    if array.dtype != dtype or not right:
+    if not np.issubdtype(array.dtype, dtype) or not right:
         raise DataError(
             f"{trace.path}: {name} is {array.dtype} {list(array.shape)}, which is no recording of "
             f"T = {trace.info['T']} steps of {len(trace.images) if trace.images.ndim else 0} images"
