@@ -1,5 +1,7 @@
 """Files are replaced as a whole or not at all, and damage is an error, not a traceback."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -120,3 +122,21 @@ def test_texts_are_replaced_together_or_not_at_all(tmp_path):
         files.write_texts({one: "3", two: "\ud800"})
     assert (one.read_text(), two.read_text()) == ("1", "2")
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+
+
+@pytest.mark.parametrize("text", ["NaN", "[1e999]", '"\\ud800"', "[" * 100_000, "1" * 5000])
+def test_json_that_could_not_be_written_again_is_refused(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="not valid JSON"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("header", [b"(" * 16, b"{'descr': " + b"[" * 9000])
+def test_npz_headers_that_are_no_literal_are_refused(tmp_path, header):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        size = len(header).to_bytes(2, "little")
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + size + header)
+    with pytest.raises(InputError, match="not a readable npz"):
+        read_npz(path)

@@ -267,6 +267,10 @@ def edited_info(**changes):
         (with_a_new_seal(edited_info(run_config="fast")), "expected one of sim, hardware"),
         (with_a_new_seal(edited_info(timings=3)), "info.timings is 3, expected dict"),
         (with_a_new_seal(put("info", lambda a: np.array("[1]"))), "not a trace"),
+        (with_a_new_seal(put("info", lambda a: np.array("[" * 100_000))), "not a trace"),
+        (with_a_new_seal(edited_info(timings={"run_s": float("nan")})), "not JSON compliant"),
+        (with_a_new_seal(edited_info(version="\ud800")), "surrogates"),
+        (with_a_new_seal(put("readout.v", lambda a: np.array(["x"] * 16))), "readout.v is <U1"),
         (with_a_new_seal(drop("manifest_sha256")), "not a trace"),
         (lambda path, arrays, bundle: np.savez(path, **arrays), "not a trace"),  # no seal
         (lambda path, arrays, bundle: None, "no such file"),

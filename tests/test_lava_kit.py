@@ -3,6 +3,7 @@
 import ast
 import copy
 import importlib.util
+import json
 import subprocess
 import sys
 
@@ -77,7 +78,10 @@ def biased(network, arrays):
     [
         (put(["schema"], 2), "schema 2, this kit reads 1"),
         (put(["input", "encoding"], "host_bias"), "input encoding 'host_bias'"),
-        (put(["populations", 0, "vth"], 131072), "l1: vth is 131072, expected an integer 0..131071"),
+        (
+            put(["populations", 0, "vth"], 131072),
+            "l1: vth is 131072, expected an integer 0..131071",
+        ),
         (biased, "l1: b.l1 leaves 16 bits"),
         (heavier, r"l1_l2: weights 4\d..1\d\d, expected -128..127"),
         (put(["connections", 1, "kind"], "pool"), "l1_l2: connection kind 'pool'"),
@@ -165,3 +169,43 @@ def test_damaged_archives_are_refused_in_words(run_lava, tmp_path):
             run_lava.load_images(tmp_path, str(path), None)
     with pytest.raises(run_lava.KitError, match="expected an npz"):
         run_lava.load_images(tmp_path, str(tmp_path / "plain.npy"), None)
+
+
+def places(value, prefix=()):
+    """Every place in a JSON value but its root."""
+    children = value.items() if isinstance(value, dict) else ()
+    for key, child in enumerate(value) if isinstance(value, list) else children:
+        yield [*prefix, key]
+        yield from places(child, (*prefix, key))
+
+
+@pytest.mark.parametrize("value", [None, -1, 10**60, 0.5, "x", [], {}, [[]], True, float("nan")])
+def test_any_value_anywhere_is_refused_in_words(run_lava, tmp_path, value):
+    network, arrays, _ = lava_documents.asymmetric_chain()
+    bundle = lava_documents.write_bundle(tmp_path / "bundle", network, arrays, IMAGES)
+    refused = 0
+    for path in places(network):
+        document = copy.deepcopy(network)
+        put(path, value)(document, arrays)
+        (bundle / "loihi" / "network.json").write_text(json.dumps(document))
+        try:
+            run_lava.load_document(bundle)
+        except run_lava.KitError:
+            refused += 1
+    assert refused > 40
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (put(["populations", 0, "depth"], 60000), "do not differ by 1 \\+ delay"),
+        (put(["connections", 1, "padding"], [100, 100]), "do not lead from"),
+        (put(["populations", 0, "shape_whc"], [1 << 14, 1 << 14, 1]), "neurons"),
+        (put(["readout", "population"], "l9"), "no population is called 'l9'"),
+        (put(["connections", 1, "name"], "input_l1"), "two connections are called"),
+    ],
+)
+def test_refuses_what_would_run_wrongly_or_for_ever(run_lava, tmp_path, change, said):
+    bundle = lava_documents.write_bundle(tmp_path / "bundle", *changed(change), IMAGES)
+    with pytest.raises(run_lava.KitError, match=said):
+        run_lava.load_document(bundle)

@@ -163,7 +163,7 @@ def _check_arrays(trace: Trace) -> None:
         finite = whole and bool(np.isfinite(trace.logits).all())
         _require(trace, "logits", trace.logits, np.float32, finite)
     if trace.readout is not None:
-        read = trace.logits is not None and trace.readout.shape == trace.logits.shape
+        read = trace.readout.ndim == 2 and len(trace.readout) == count
         _require(trace, "readout.v", trace.readout, np.integer, read)
     if trace.saturated is not None:
         right = trace.saturated.shape == (count,)
