@@ -197,7 +197,7 @@ def endless(document, arrays):
     for population in document["populations"]:
         population["reset_interval"] = document["T"]
     size = math.isqrt(LARGEST_RUN // document["T"]) + 1
-    document["populations"][0]["shape_whc"] = [size, size, 1]
+    document["populations"][0]["shape_whc"][:2] = [size, size]
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,14 @@ from random_networks import clear_mismatches, random_images
 from residual_networks import conv, dyadic, flatten, graph_of, head, leaky, lif, neuron_if
 
 from stars_deploy.config.profile import load_profile
+from stars_deploy.errors import BundleError
 from stars_deploy.graph.gain import fold_gain
 from stars_deploy.simulate.integer import build_engine
 from stars_deploy.simulate.reference import FloatEngine
 from stars_deploy.targets.loihi import analyse, lower
 from stars_deploy.targets.loihi import quantise as quantising
 from stars_deploy.targets.loihi.stages import stages_of
+from stars_deploy.validate.lowering import require_layers
 
 LOIHI2 = load_profile("loihi2")
 IMAGES = random_images(6, (1, 6, 6), 1)
@@ -372,3 +374,26 @@ def identity_behind(rng, factors):
 def test_numbers_that_float32_holds_still_lower_where_only_the_scale_changes(factor):
     network = lower(scaled("fc", "weight", factor), LOIHI2)
     assert np.isfinite(run(network).logits).all()
+
+
+def unknown_node(entry):
+    entry["node"] = "lif9"
+
+
+def no_node(entry):
+    entry["node"] = None
+
+
+@pytest.mark.parametrize(
+    ("population", "change", "named"),
+    [("lif1_relay1", unknown_node, "node lif9"), ("lif3", no_node, "node lif3 is absent")],
+)
+def test_integers_of_other_nodes_than_the_graph_s_are_refused(tmp_path, population, change, named):
+    graph = networks.long_skip()
+    network = lower(graph, LOIHI2)
+    network.write(tmp_path)
+    require_layers(graph, tmp_path)
+    change(entry(network, "populations", population))
+    network.write(tmp_path)
+    with pytest.raises(BundleError, match=named):
+        require_layers(graph, tmp_path)
