@@ -103,7 +103,7 @@ def parse_network(
     image, table = _input(fields.child("input"), arrays)
     shapes = {INPUT: image}
     depths = {INPUT: 0}
-    populations = []
+    populations: list[Population] = []
     for entry in fields.children("populations"):
         population = _population(entry, arrays, steps)
         if population.name in shapes:

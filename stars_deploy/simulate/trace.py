@@ -163,8 +163,10 @@ def _check_arrays(trace: Trace) -> None:
         finite = whole and bool(np.isfinite(trace.logits).all())
         _require(trace, "logits", trace.logits, np.float32, finite)
     if trace.readout is not None:
-        read = trace.readout.ndim == 2 and len(trace.readout) == count
-        _require(trace, "readout.v", trace.readout, np.integer, read)
+        kind = trace.readout.dtype.type
+        right = trace.readout.ndim == 2 and len(trace.readout) == count
+        right = right and issubclass(kind, np.integer)
+        _require(trace, "readout.v", trace.readout, kind, right)
     if trace.saturated is not None:
         right = trace.saturated.shape == (count,)
         _require(trace, "readout.saturated", trace.saturated, np.bool_, right)
@@ -173,7 +175,7 @@ def _check_arrays(trace: Trace) -> None:
 def _require(
     trace: Trace, name: str, array: NDArray[Any], dtype: type[np.generic], right: bool
 ) -> None:
-    if not np.issubdtype(array.dtype, dtype) or not right:
+    if array.dtype != dtype or not right:
         raise DataError(
             f"{trace.path}: {name} is {array.dtype} {list(array.shape)}, which is no recording of "
             f"T = {trace.info['T']} steps of {len(trace.images) if trace.images.ndim else 0} images"
