@@ -30,12 +30,15 @@ import argparse
 import contextlib
 import hashlib
 import json
+import lzma
+import math
 import multiprocessing
 import os
 import platform
 import sys
 import tempfile
 import time
+import tokenize
 import zipfile
 import zlib
 from importlib import metadata
@@ -51,6 +54,12 @@ MAX_SHIFT = 31
 HOST_BIAS = "host_bias"
 ENCODINGS = ("signed_q", "pixel_u8", HOST_BIAS)
 BIAS_RANGE = (-4096, 4095)  # 12 bits and the sign
+MAX_STEPS = 1024
+MAX_RUN = 1 << 26  # neurons of one population times T
+POPULATION = (
+    ("vth", 0, MAX_THRESHOLD), ("du", -1, 4095), ("dv", 0, 4096), ("bias_exp", 0, 7),
+    ("reset_interval", 1, 1 << 16), ("reset_offset", 0, 1 << 16), ("depth", 1, 1 << 16),
+)  # fmt: skip
 INT8_LIMIT = 127  # Lava's Conv keeps kernel size, stride, padding, dilation and groups as int8
 
 
@@ -61,7 +70,8 @@ class KitError(Exception):
 # What json, zipfile, zlib and NumPy raise for a damaged file.
 DAMAGE = (
     OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, RuntimeError,
-    MemoryError, zipfile.BadZipFile, zlib.error,
+    MemoryError, OverflowError, SyntaxError, tokenize.TokenError, lzma.LZMAError,
+    zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
@@ -82,52 +92,117 @@ def load_document(bundle):
         raise KitError(f"{folder}: not readable ({problem})") from None
     try:
         check_document(document, arrays)
-    except (KeyError, TypeError) as problem:
+    except (KeyError, IndexError, TypeError, AttributeError, OverflowError) as problem:
         raise KitError(f"{folder}: incomplete or malformed ({problem!r})") from None
     return document, arrays
 
 
 def check_document(document, arrays):
     """Refuse what this kit cannot run, and what Lava would change without a word."""
-    if document.get("schema") != SCHEMA:
-        raise KitError(f"network.json: schema {document.get('schema')!r}, this kit reads {SCHEMA}")
-    encoding = document["input"]["encoding"]
-    if encoding not in ENCODINGS:
-        raise KitError(f"input encoding {encoding!r}; this kit knows {', '.join(ENCODINGS)}")
-    table = arrays[document["input"]["table_key"]]
-    names = {population["name"] for population in document["populations"]}
+    if document["schema"] != SCHEMA:
+        raise KitError(f"network.json: schema {document['schema']!r}, this kit reads {SCHEMA}")
+    require_whole("T", document["T"], 1, MAX_STEPS)
+    check_input(document["input"], arrays)
+    shapes = {"input": document["input"]["shape_whc"]}
     for population in document["populations"]:
-        check_population(population, arrays)
+        if population["name"] in shapes:
+            raise KitError(f"two populations are called {population['name']!r}, or one 'input'")
+        check_population(population, arrays, document["T"])
+        shapes[population["name"]] = population["shape_whc"]
+    depths = {"input": 0} | {p["name"]: p["depth"] for p in document["populations"]}
+    hosted = document["input"]["encoding"] == HOST_BIAS
+    table = arrays[document["input"]["table_key"]]
+    known = set()
     for connection in document["connections"]:
-        if connection["source"] not in names | {"input"} or connection["target"] not in names:
-            raise KitError(f"connection {connection['name']!r} does not join two populations")
-        if encoding == HOST_BIAS and connection["source"] == "input":
+        source, target, name = (connection[key] for key in ("source", "target", "name"))
+        if source not in shapes or target not in shapes or target == "input":
+            raise KitError(f"connection {name!r} does not join two populations")
+        if name in known:
+            raise KitError(f"two connections are called {name!r}")
+        known.add(name)
+        if hosted and source == "input":
             check_host_connection(connection, arrays, table)
         else:
             check_connection(connection, arrays)
-    if encoding == HOST_BIAS:
+            if depths[target] != depths[source] + 1 + connection["delay"]:
+                apart = f"{depths[source]} -> {depths[target]}"
+                raise KitError(f"{name}: depths {apart} do not differ by 1 + delay")
+        check_geometry(connection, arrays, shapes[source], shapes[target])
+    check_readout(document["readout"], shapes)
+    if hosted:
         check_joined(document)
 
 
-def check_population(population, arrays):
+def check_input(entry, arrays):
+    """Refuse another encoding, and a table without a message for every pixel value."""
+    if entry["encoding"] not in ENCODINGS:
+        raise KitError(f"input encoding {entry['encoding']!r}; this kit knows {', '.join(ENCODINGS)}")
+    require_shape("input", entry["shape_whc"], 1)
+    require_whole("input bits", entry["bits"], 1, 32)
+    table = integers("input", entry["table_key"], arrays)
+    if len(entry["shape_whc"]) != 3 or table.shape != (entry["shape_whc"][2], 256):
+        raise KitError(f"input: shape {entry['shape_whc']} with a table {table.shape}")
+
+
+def check_readout(entry, shapes):
+    """Refuse a read-out that is no population, or that is read in an unknown way."""
+    kind, divisor = entry.get("kind", "potential"), entry["divisor"]
+    if entry["population"] not in shapes.keys() - {"input"}:
+        raise KitError(f"readout: no population is called {entry['population']!r}")
+    if kind not in ("potential", "potentials", "spikes") or not 0 < divisor < float("inf"):
+        raise KitError(f"readout: kind {kind!r}, divisor {divisor!r}")
+
+
+def require_whole(what, value, low, high):
+    """Refuse what is no integer from `low` to `high`."""
+    if type(value) is not int or not low <= value <= high:
+        raise KitError(f"{what} is {value!r}, expected an integer {low}..{high}")
+
+
+def require_shape(name, shape, steps):
+    """Refuse a shape that is neither [W, H, C] nor [n], or far beyond any chip."""
+    for size in shape:
+        require_whole(f"{name}: a size", size, 1, MAX_RUN)
+    if len(shape) not in (1, 3) or math.prod(shape) * steps > MAX_RUN:
+        raise KitError(f"{name}: shape {shape}; [W, H, C] or [n] of at most {MAX_RUN} / T neurons")
+
+
+def integers(name, key, arrays):
+    """Return an array of network.npz that holds integers."""
+    value = arrays[key]
+    if value.dtype.kind not in "iu" or not value.size:
+        raise KitError(f"{name}: {key} is {value.dtype} {list(value.shape)}, expected integers")
+    return value
+
+
+def check_population(population, arrays, steps):
     """Refuse a threshold or bias that does not fit Lava's integers (it would wrap silently)."""
     name, key = population["name"], population["bias_key"]
-    if not 0 <= population["vth"] <= MAX_THRESHOLD:
-        raise KitError(f"{name}: vth {population['vth']}, expected 0..{MAX_THRESHOLD}")
-    if key is not None and np.abs(arrays[key].astype(np.int64)).max() > 32767:
+    shape = population["shape_whc"]
+    require_shape(name, shape, steps)
+    for field, low, high in POPULATION:
+        require_whole(f"{name}: {field}", population[field], low, high)
+    if key is None:
+        return
+    bias = integers(name, key, arrays)
+    if bias.shape not in (tuple(shape[-1:]), tuple(shape[::-1])):
+        raise KitError(f"{name}: {key} has shape {bias.shape} for neurons {shape}")
+    if max(-int(bias.min()), int(bias.max())) > 32767:
         raise KitError(f"{name}: {key} leaves 16 bits")
 
 
 def check_connection(connection, arrays):
     """Refuse a weight that the chip cannot hold, or a size that Lava's Conv cannot."""
     name, kind = connection["name"], connection["kind"]
-    weight = arrays[connection["weight_key"]]
+    weight = integers(name, connection["weight_key"], arrays)
     if kind not in ("conv", "dense", "sparse_delay"):
         known = "conv, dense and sparse_delay"
         raise KitError(f"{name}: connection kind {kind!r}, this kit knows {known}")
     longest = MAX_DELAY if kind == "sparse_delay" else 0
-    if not 0 <= connection["delay"] <= longest or connection["weight_exp"]:
-        raise KitError(f"{name}: this kit knows delays 0..{longest} for {kind}, and weight_exp 0")
+    require_whole(f"{name}: delay of {kind}", connection["delay"], 0, longest)
+    require_whole(f"{name}: weight_exp", connection["weight_exp"], 0, 0)
+    require_whole(f"{name}: message_bits", connection["message_bits"], 0, 32)
+    check_window(connection)
     if weight.min() < -128 or weight.max() > 127:
         raise KitError(f"{name}: weights {weight.min()}..{weight.max()}, expected -128..127")
     sizes = [connection["groups"], *weight.shape[2:]]
@@ -138,13 +213,23 @@ def check_connection(connection, arrays):
         raise KitError(f"{name}: {keys} must be <= {INT8_LIMIT} in Lava; write groups expanded")
 
 
+def check_window(connection):
+    """Refuse groups, strides, paddings and dilations that are none."""
+    name = connection["name"]
+    require_whole(f"{name}: groups", connection["groups"], 1, 1 << 16)
+    for key, low in (("stride", 1), ("padding", 0), ("dilation", 1)):
+        for value in connection[key]:
+            require_whole(f"{name}: {key}", value, low, 1 << 16)
+
+
 def check_host_connection(connection, arrays, table):
     """Refuse what the host cannot compute in 64-bit integers."""
-    name, weight = connection["name"], arrays[connection["weight_key"]]
+    name = connection["name"]
+    weight = integers(name, connection["weight_key"], arrays)
     if connection["kind"] not in ("conv", "dense") or connection["delay"]:
         raise KitError(f"{name}: the host computes conv and dense without delay")
-    if not 0 <= connection["host_shift"] <= MAX_SHIFT:
-        raise KitError(f"{name}: host_shift {connection['host_shift']}, expected 0..{MAX_SHIFT}")
+    require_whole(f"{name}: host_shift", connection["host_shift"], 0, MAX_SHIFT)
+    check_window(connection)
     largest = np.abs(weight.astype(float)).reshape(len(weight), -1).sum(axis=1).max()
     if largest * np.abs(table.astype(float)).max() >= 2.0**62:
         raise KitError(f"{name}: sums of its weights leave 64 bits")
@@ -162,6 +247,30 @@ def check_joined(document):
     apart = sorted({p["name"] for p in document["populations"]} - joined)
     if apart:
         raise KitError(f"no connections lead from {', '.join(apart)} to the read-out")
+
+
+def check_geometry(connection, arrays, source, target):
+    """Refuse weights that do not lead from the source's neurons to the target's."""
+    shape, groups = arrays[connection["weight_key"]].shape, connection["groups"]
+    dense = connection["kind"] == "dense" or (connection["kind"] != "conv" and len(shape) == 2)
+    if dense:
+        fits = shape == (math.prod(target), math.prod(source))
+    else:
+        fits = len(source) == len(target) == 3 and len(shape) == 4
+        fits = fits and not (source[2] % groups or target[2] % groups)
+        fits = fits and shape[:2] == (target[2], source[2] // groups)
+        for axis in (0, 1) if fits else ():
+            stride, padding, dilation = (
+                connection[key][axis] for key in ("stride", "padding", "dilation")
+            )
+            left = source[1 - axis] + 2 * padding - dilation * (shape[2 + axis] - 1) - 1
+            fits = fits and left >= 0 and left // stride + 1 == target[1 - axis]
+    if not fits:
+        raise KitError(
+            f"{connection['name']}: weights {list(shape)} in {groups} groups, stride "
+            f"{connection['stride']}, padding {connection['padding']}, dilation "
+            f"{connection['dilation']} do not lead from {source} to {target}"
+        )
 
 
 def load_images(bundle, choice, limit):

@@ -9,6 +9,7 @@ import lzma
 import os
 import shutil
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,10 @@ _DAMAGE = (
     NotImplementedError,
     RuntimeError,  # encrypted
     MemoryError,  # a header that declares more than there is
+    SyntaxError,  # a header that is no Python literal
+    tokenize.TokenError,
+    TypeError,
+    OverflowError,
     lzma.LZMAError,
 )
 
@@ -123,13 +128,26 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value))
 
 
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text; ValueError for whatever could not be written again.
+
+    That is malformed or too deeply nested text, NaN, infinity, and half a surrogate pair.
+    """
+    try:
+        value = json.loads(text)
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return value
+
+
 def read_json(path: Path, error: type[InputError] = InputError) -> Any:
     """Read a JSON file; `error` is raised when it is missing or malformed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as problem:
+    except ValueError as problem:
         raise error(f"{path}: not valid JSON ({problem})") from None
 
 

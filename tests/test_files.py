@@ -1,6 +1,7 @@
 """Files are replaced as a whole or not at all, and damage is an error, not a traceback."""
 
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -138,3 +139,21 @@ def test_errors_name_the_file_that_was_asked_for(tmp_path):
     with pytest.raises(OSError) as caught:
         write_json(tmp_path / ("x" * 250), {})  # the temporary's name would be too long
     assert caught.value.filename == str(tmp_path / ("x" * 250))
+
+
+@pytest.mark.parametrize("text", ["NaN", "[1e999]", '"\\ud800"', "[" * 100_000, "1" * 5000])
+def test_json_that_could_not_be_written_again_is_refused(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="not valid JSON"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("header", [b"(" * 16, b"{'descr': " + b"[" * 9000])
+def test_npz_headers_that_are_no_literal_are_refused(tmp_path, header):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        size = len(header).to_bytes(2, "little")
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + size + header)
+    with pytest.raises(InputError, match="not a readable npz"):
+        read_npz(path)

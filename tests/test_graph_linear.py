@@ -292,3 +292,12 @@ def test_what_is_too_large_says_what_and_how_large(monkeypatch):
 def test_nodes_that_are_not_linear_are_named():
     with pytest.raises(GraphError, match="spikes: a Threshold node is not linear"):
         map_of("spikes", nir.Threshold(np.ones(3)), (3,), (3,))
+
+
+def test_a_padded_map_with_few_inputs_becomes_a_matrix_without_one_row_per_output_squared():
+    """4 inputs and a million outputs: the identity of the outputs would take terabytes."""
+    total = as_matrix(mapped(conv(np.full((1, 1, 1, 1), 3.0), padding=500), (1, 2, 2)))
+    expected = np.zeros((1002, 1002))
+    expected[500:502, 500:502] = [[3, 6], [9, 12]]
+    found = applied(total, np.arange(1.0, 5).reshape(1, 2, 2)).reshape(1002, 1002)
+    np.testing.assert_array_equal(found, expected)

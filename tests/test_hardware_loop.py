@@ -19,6 +19,7 @@ from stars_deploy.cli.app import app
 from stars_deploy.errors import DataError
 from stars_deploy.files import sha256
 from stars_deploy.simulate.board_command import parse_command
+from stars_deploy.simulate.subprocesses import run_session
 from stars_deploy.simulate.trace import read_trace, seal_of
 from stars_deploy.targets.bundle import open_bundle, read_golden, seal
 
@@ -267,6 +268,10 @@ def edited_info(**changes):
         (with_a_new_seal(edited_info(run_config="fast")), "expected one of sim, hardware"),
         (with_a_new_seal(edited_info(timings=3)), "info.timings is 3, expected dict"),
         (with_a_new_seal(put("info", lambda a: np.array("[1]"))), "not a trace"),
+        (with_a_new_seal(put("info", lambda a: np.array("[" * 100_000))), "not a trace"),
+        (with_a_new_seal(edited_info(timings={"run_s": float("nan")})), "not JSON compliant"),
+        (with_a_new_seal(edited_info(version="\ud800")), "surrogates"),
+        (with_a_new_seal(put("readout.v", lambda a: np.array(["x"] * 16))), "readout.v is <U1"),
         (with_a_new_seal(drop("manifest_sha256")), "not a trace"),
         (lambda path, arrays, bundle: np.savez(path, **arrays), "not a trace"),  # no seal
         (lambda path, arrays, bundle: None, "no such file"),
@@ -606,3 +611,9 @@ def test_lava_through_the_guide_s_command_and_its_replay(bundle, tmp_path, monke
     kept = tmp_path / "demo" / "bundle.trace.npz"
     traces.write(kept, traces.flip(dict(np.load(kept))))
     fails(3, *replay, says=["lif2: 1 of "])
+
+
+def test_only_the_end_of_endless_output_is_kept():
+    command = [sys.executable, "-c", "print('x' * 5_000_000); print('the end')"]
+    answer = run_session(command)
+    assert len(answer.stdout) <= 1 << 20 and answer.stdout.endswith("x\nthe end\n")

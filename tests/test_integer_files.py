@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import random_integer_networks as networks
 from stars_deploy.errors import BundleError
 from stars_deploy.files import write_json, write_npz
 from stars_deploy.simulate.integer import open_engine
-from stars_deploy.simulate.integer_network import parse_network
+from stars_deploy.simulate.integer_network import LARGEST_RUN, parse_network
 
 
 @functools.cache
@@ -171,3 +172,48 @@ def test_any_value_anywhere_is_refused_or_read_but_never_crashes(value):
         except BundleError:
             refused += 1
     assert refused > 40
+
+
+def twice(section):
+    def change(document, arrays):
+        document[section].append(copy.deepcopy(document[section][-1]))
+
+    return change
+
+
+def same_node(document, arrays):
+    document["populations"][1]["node"] = document["populations"][0]["node"]
+
+
+def not_a_time(document, arrays):
+    """NumPy counts timedelta64 among the integers, and NaT is below no limit."""
+    key = document["connections"][0]["weight_key"]
+    arrays[key] = np.full(arrays[key].shape, np.timedelta64("NaT"))
+
+
+def endless(document, arrays):
+    """A population that would take gigabytes for one image."""
+    document["T"] = 1024
+    for population in document["populations"]:
+        population["reset_interval"] = document["T"]
+    size = math.isqrt(LARGEST_RUN // document["T"]) + 1
+    document["populations"][0]["shape_whc"][:2] = [size, size]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (twice("connections"), "2 connections are called"),
+        (twice("populations"), "a name that no other population has"),
+        (same_node, "a node that no other population stands for"),
+        (not_a_time, "an array of integers, not timedelta64"),
+        (endless, "neurons times T"),
+        (set_in("populations", 0, "scale", 10**400), "a finite number of at least 1e-31"),
+        (set_in("readout", "divisor", 1e-40), "a finite number of at least 1e-31"),
+    ],
+)
+def test_what_would_count_twice_or_never_end_is_refused(change, named):
+    document, arrays = chain()
+    change(document, arrays)
+    with pytest.raises(BundleError, match=named):
+        parse_network(document, arrays)

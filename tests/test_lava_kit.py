@@ -3,6 +3,7 @@
 import ast
 import copy
 import importlib.util
+import json
 import subprocess
 import sys
 
@@ -79,12 +80,15 @@ def biased(network, arrays):
     [
         (put(["schema"], 2), "schema 2, this kit reads 1"),
         (put(["input", "encoding"], "morse"), "input encoding 'morse'"),
-        (put(["populations", 0, "vth"], 131072), "l1: vth 131072, expected 0..131071"),
+        (
+            put(["populations", 0, "vth"], 131072),
+            "l1: vth is 131072, expected an integer 0..131071",
+        ),
         (biased, "l1: b.l1 leaves 16 bits"),
         (heavier, r"l1_l2: weights 4\d..1\d\d, expected -128..127"),
         (put(["connections", 1, "kind"], "pool"), "l1_l2: connection kind 'pool'"),
-        (put(["connections", 2, "delay"], 1), "l2_l3: this kit knows delays 0..0 for dense"),
-        (put(["connections", 1, "weight_exp"], 2), "l1_l2: this kit knows .* weight_exp 0"),
+        (put(["connections", 2, "delay"], 1), "l2_l3: delay of dense is 1, .* 0..0"),
+        (put(["connections", 1, "weight_exp"], 2), "l1_l2: weight_exp is 2, .* 0..0"),
         (put(["connections", 1, "groups"], 128), "l1_l2: .*must be <= 127"),
         (put(["connections", 1, "target"], "l9"), "'l1_l2' does not join two populations"),
         (put(["connections", 0, "weight_key"], "w.l9"), r"incomplete or malformed.*w\.l9"),
@@ -208,13 +212,37 @@ def apart(network, arrays):
     )
 
 
+def places(value, prefix=()):
+    """Every place in a JSON value but its root."""
+    children = value.items() if isinstance(value, dict) else ()
+    for key, child in enumerate(value) if isinstance(value, list) else children:
+        yield [*prefix, key]
+        yield from places(child, (*prefix, key))
+
+
+@pytest.mark.parametrize("value", [None, -1, 10**60, 0.5, "x", [], {}, [[]], True, float("nan")])
+def test_any_value_anywhere_is_refused_in_words(run_lava, tmp_path, value):
+    network, arrays, _ = lava_documents.asymmetric_chain()
+    bundle = lava_documents.write_bundle(tmp_path / "bundle", network, arrays, IMAGES)
+    refused = 0
+    for path in places(network):
+        document = copy.deepcopy(network)
+        put(path, value)(document, arrays)
+        (bundle / "loihi" / "network.json").write_text(json.dumps(document))
+        try:
+            run_lava.load_document(bundle)
+        except run_lava.KitError:
+            refused += 1
+    assert refused > 40
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (put(["connections", 0, "host_shift"], 32), "input_map: host_shift 32, expected 0..31"),
+        (put(["connections", 0, "host_shift"], 32), "input_map: host_shift is 32, .* 0..31"),
         (put(["connections", 1, "delay"], 1), "input_late: .*without delay"),
         (put(["connections", 1, "kind"], "sparse_delay"), "input_late: the host computes"),
-        (put(["connections", 2, "delay"], 1), "map_late: this kit knows delays"),
+        (put(["connections", 2, "delay"], 1), "map_late: delay of "),
         (heavy, "input_late: sums of its weights leave 64 bits"),
         (apart, "no connections lead from lonely to the read-out"),
     ],
@@ -235,3 +263,19 @@ def test_refuses_an_image_that_leaves_the_mantissa(run_lava):
     arrays["b.map"] += 1
     with pytest.raises(run_lava.KitError, match=r"map: biases 4088..4096"):
         run_lava.host_biases(network, arrays, messages)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (put(["populations", 0, "depth"], 60000), "do not differ by 1 \\+ delay"),
+        (put(["connections", 1, "padding"], [100, 100]), "do not lead from"),
+        (put(["populations", 0, "shape_whc"], [1 << 14, 1 << 14, 1]), "neurons"),
+        (put(["readout", "population"], "l9"), "no population is called 'l9'"),
+        (put(["connections", 1, "name"], "input_l1"), "two connections are called"),
+    ],
+)
+def test_refuses_what_would_run_wrongly_or_for_ever(run_lava, tmp_path, change, said):
+    bundle = lava_documents.write_bundle(tmp_path / "bundle", *changed(change), IMAGES)
+    with pytest.raises(run_lava.KitError, match=said):
+        run_lava.load_document(bundle)

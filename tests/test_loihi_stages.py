@@ -1,5 +1,7 @@
 """Graphs as populations and operators: residual networks lower exactly where integers allow it."""
 
+import itertools
+
 import nir
 import numpy as np
 import pytest
@@ -10,12 +12,14 @@ from random_networks import clear_mismatches, random_images
 from residual_networks import conv, dyadic, flatten, graph_of, head, leaky, lif, neuron_if
 
 from stars_deploy.config.profile import load_profile
+from stars_deploy.errors import BundleError
 from stars_deploy.graph.gain import fold_gain
 from stars_deploy.simulate.integer import build_engine
 from stars_deploy.simulate.reference import FloatEngine
 from stars_deploy.targets.loihi import analyse, lower
 from stars_deploy.targets.loihi import quantise as quantising
 from stars_deploy.targets.loihi.stages import stages_of
+from stars_deploy.validate.lowering import require_layers
 
 LOIHI2 = load_profile("loihi2")
 IMAGES = random_images(6, (1, 6, 6), 1)
@@ -328,3 +332,68 @@ def test_equal_operators_between_the_same_populations_are_one():
     expected = graph.nodes["conv4"].weight + graph.nodes["twin"].weight
     np.testing.assert_array_equal(item.weight, expected)
     assert_equal_to_the_graph(graph, lowered(graph))
+
+
+def scaled(node, field, factor):
+    graph = networks.identity_skip()
+    setattr(graph.nodes[node], field, np.asarray(getattr(graph.nodes[node], field)) * factor)
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("node", "field", "named", "code"),
+    [
+        ("conv2", "weight", "conv2", "range"),
+        ("fc", "weight", "fc", "range"),
+        ("fc", "bias", "fc", "range"),
+        ("lif2", "r", "lif2", "neuron"),
+        ("lif2", "v_threshold", "lif2", "scale_range"),
+    ],
+)
+@pytest.mark.parametrize("factor", [1e200, 1e305])
+def test_numbers_whose_squares_overflow_are_named(node, field, named, code, factor):
+    assert errors(scaled(node, field, factor))[named].code == code
+
+
+def test_a_chain_of_large_weights_is_named_before_it_overflows():
+    rng = np.random.default_rng(0)
+    graph = identity_behind(rng, [1e20, 1e20])
+    assert errors(graph)["a1"].code == "range"
+
+
+def identity_behind(rng, factors):
+    """The image through one scaled identity after the other into lif."""
+    nodes = {"flat": flatten((1, 6, 6)), "lif": lif((36,)), "fc": nir.Linear(dyadic(rng, (3, 36)))}
+    names = ["flat", *(f"a{i}" for i in range(len(factors)))]
+    nodes |= {f"a{i}": nir.Linear(np.eye(36) * x) for i, x in enumerate(factors)}
+    chain = ["input", *names, "lif", "fc", "output"]
+    return graph_of(nodes, [f"{a} {b}" for a, b in itertools.pairwise(chain)])
+
+
+@pytest.mark.parametrize("factor", [1e30, 1e-30, 1e-300])
+def test_numbers_that_float32_holds_still_lower_where_only_the_scale_changes(factor):
+    network = lower(scaled("fc", "weight", factor), LOIHI2)
+    assert np.isfinite(run(network).logits).all()
+
+
+def unknown_node(entry):
+    entry["node"] = "lif9"
+
+
+def no_node(entry):
+    entry["node"] = None
+
+
+@pytest.mark.parametrize(
+    ("population", "change", "named"),
+    [("lif1_relay1", unknown_node, "node lif9"), ("lif3", no_node, "node lif3 is absent")],
+)
+def test_integers_of_other_nodes_than_the_graph_s_are_refused(tmp_path, population, change, named):
+    graph = networks.long_skip()
+    network = lower(graph, LOIHI2)
+    network.write(tmp_path)
+    require_layers(graph, tmp_path)
+    change(entry(network, "populations", population))
+    network.write(tmp_path)
+    with pytest.raises(BundleError, match=named):
+        require_layers(graph, tmp_path)

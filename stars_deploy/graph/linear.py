@@ -129,9 +129,13 @@ def as_matrix(linear: LinearMap) -> LinearMap:
         return linear
     outputs, inputs = math.prod(linear.made), math.prod(linear.given)
     _require_small(outputs, inputs, "a convolution without a neuron beside it")
-    weight = np.eye(outputs)
-    if linear.window is not None:
-        weight = _adjoint(weight, linear)
+    if linear.window is None:
+        weight = np.eye(outputs)
+    elif inputs < outputs:  # a padded map may be far larger than the matrix: column by column
+        basis = np.eye(inputs).reshape(inputs, *linear.given)
+        weight = np.stack([applied(linear, one).reshape(-1) for one in basis], axis=1)
+    else:
+        weight = _adjoint(np.eye(outputs), linear)
     return LinearMap(linear.given, linear.made, weight)
 
 

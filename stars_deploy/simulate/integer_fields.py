@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from stars_deploy.errors import BundleError
 
 Integers = NDArray[np.int64]
 LARGEST_MAP = 1 << 26  # neurons of one population, far above any chip
+# Scale or divisor: a state of 24 bits divided by it stays inside float32.
+SMALLEST, LARGEST = 1e-31, sys.float_info.max
 
 
 class Fields:
@@ -50,8 +53,8 @@ class Fields:
 
     def positive(self, key: str) -> float:
         value = self.get(key)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
-            raise self.bad(key, "a number above 0")
+        if type(value) not in (int, float) or not SMALLEST <= value <= LARGEST:
+            raise self.bad(key, f"a finite number of at least {SMALLEST:g}")
         return float(value)
 
     def text(self, key: str) -> str:
@@ -93,7 +96,7 @@ class Fields:
         if name not in arrays:
             raise self.bad(key, f"the name of an array in network.npz: {sorted(arrays)}")
         value = arrays[name]
-        if not np.issubdtype(value.dtype, np.integer):
+        if value.dtype.kind not in "iu":  # NumPy counts timedelta64 among the integers
             raise self.bad(key, f"an array of integers, not {value.dtype}")
         if value.size == 0 or value.min() < low or value.max() > high:
             raise self.bad(key, f"an array with values from {low} to {high}")

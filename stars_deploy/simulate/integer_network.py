@@ -6,6 +6,7 @@ Nothing here is shared with the code that writes these files: the engine is to j
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ WEIGHT_RANGE = (-128, 127)
 HOST_WEIGHT_RANGE = (-(1 << 31), (1 << 31) - 1)
 BIAS_RANGE = (-4096, 4095)
 MESSAGE_LIMIT = 1 << 23  # graded messages of up to 24 bits, signed
+LARGEST_RUN = 1 << 26  # neurons of one population times T: what one image takes of memory
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,15 @@ def parse_network(
     image, table = _input(fields.child("input"), arrays)
     shapes = {INPUT: image}
     depths = {INPUT: 0}
-    populations = []
+    populations: list[Population] = []
     for entry in fields.children("populations"):
         population = _population(entry, arrays, steps)
         if population.name in shapes:
             raise entry.bad("name", "a name that no other population has")
+        if population.node is not None and population.node in {item.node for item in populations}:
+            raise entry.bad("node", "a node that no other population stands for")
+        if steps * math.prod(population.shape) > LARGEST_RUN:
+            raise entry.bad("shape_whc", f"at most {LARGEST_RUN} neurons times T = {steps}")
         shapes[population.name] = population.shape
         depths[population.name] = population.depth
         populations.append(population)
@@ -125,6 +131,7 @@ def parse_network(
     for population in populations:
         into = [item for item in connections if item.target == population.name]
         check_mantissas(population, into, table, BIAS_RANGE, origin)
+    _require_own_names(connections, origin)
     _order(populations, connections, origin)
     readout = fields.child("readout")
     name = readout.text("population")
@@ -273,6 +280,16 @@ def _check_geometry(
     )
     if size != target[1:]:
         raise fields.bad("target", f"a population of height and width {size}, not {target[1:]}")
+
+
+def _require_own_names(connections: tuple[Connection, ...], origin: str) -> None:
+    """Refuse a connection that is there twice: its weights would count twice."""
+    for name, count in Counter(item.name for item in connections).items():
+        if count > 1:
+            raise BundleError(
+                f"{origin}: {count} connections are called {name!r}, expected one; "
+                "export the bundle again"
+            )
 
 
 def _order(populations: list[Population], connections: tuple[Connection, ...], origin: str) -> None:

@@ -20,6 +20,7 @@ from typing import IO
 from stars_deploy.errors import EngineError
 
 _GRACE_S = 5.0
+_KEPT = 1 << 20  # bytes of output that are returned
 
 
 @dataclass(frozen=True)
@@ -128,5 +129,7 @@ def tail(text: str, lines: int = 12) -> str:
 
 
 def _text(stream: IO[bytes]) -> str:
-    stream.seek(0)
+    """Return the end of what a program wrote; one that never stopped may have filled the disk."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - _KEPT))
     return stream.read().decode("utf-8", errors="replace")

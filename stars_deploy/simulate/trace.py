@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stars_deploy.errors import DataError, EngineError
-from stars_deploy.files import read_npz, sha256
+from stars_deploy.files import parse_json, read_npz, sha256
 from stars_deploy.simulate.recording import EngineInfo, Recording
 
 SCHEMA = 2
@@ -55,7 +55,7 @@ def read_trace(path: Path) -> Trace:
     """
     arrays = read_npz(path, DataError)
     try:
-        info = json.loads(str(arrays["info"]))
+        info = parse_json(str(arrays["info"]))
         if info["schema"] != SCHEMA:
             raise DataError(
                 f"{path}: trace schema {info['schema']!r}, expected {SCHEMA}; record it again with "
@@ -162,6 +162,11 @@ def _check_arrays(trace: Trace) -> None:
         whole = trace.logits.ndim == 2 and len(trace.logits) == count
         finite = whole and bool(np.isfinite(trace.logits).all())
         _require(trace, "logits", trace.logits, np.float32, finite)
+    if trace.readout is not None:
+        kind = trace.readout.dtype.type
+        right = trace.readout.ndim == 2 and len(trace.readout) == count
+        right = right and issubclass(kind, np.integer)
+        _require(trace, "readout.v", trace.readout, kind, right)
     if trace.saturated is not None:
         right = trace.saturated.shape == (count,)
         _require(trace, "readout.saturated", trace.saturated, np.bool_, right)

@@ -18,10 +18,37 @@ from stars_deploy import __version__
 from stars_deploy.config.profile import Profile
 from stars_deploy.errors import BundleError, StarsError
 from stars_deploy.files import read_json, read_npz
+from stars_deploy.graph.geometry import input_shape, output_shapes
+from stars_deploy.graph.metadata import metadata_of
+from stars_deploy.graph.order import spiking_nodes
+from stars_deploy.simulate.integer_network import read_network
 from stars_deploy.targets.findings import Finding
 
 Array = NDArray[Any]
 _REMEDY = "export the bundle again, unless the change is meant"
+
+
+def require_layers(graph: nir.NIRGraph, folder: Path) -> None:
+    """Refuse integers that do not have the spiking nodes, shapes and steps of `graph`.
+
+    Nothing could be compared then. Raises: BundleError naming the first difference.
+    """
+    network = read_network(folder)
+    shapes = output_shapes(graph)
+    expected: dict[str, object] = {"T": metadata_of(graph).T, "input": input_shape(graph)}
+    given: dict[str, object] = {"T": network.T, "input": network.input_shape}
+    expected |= {f"node {name}": shapes[name] for name in spiking_nodes(graph)}
+    given |= {
+        f"node {item.node}": item.shape
+        for item in network.populations
+        if item.spiking and item.node
+    }
+    for name in [*expected, *sorted(given.keys() - expected.keys())]:
+        ours, theirs = (values.get(name, "absent") for values in (expected, given))
+        if ours != theirs:
+            raise BundleError(
+                f"{folder / 'network.json'}: {name} is {theirs}, in graph.nir {ours}; {_REMEDY}"
+            )
 
 
 def lowering_differences(graph: nir.NIRGraph, profile: Profile, folder: Path) -> list[Finding]:

@@ -19,7 +19,7 @@ from stars_deploy.validate.card import card_text
 from stars_deploy.validate.check import check
 from stars_deploy.validate.diagnosis import rounding
 from stars_deploy.validate.engines import not_run
-from stars_deploy.validate.lowering import lowering_differences, onnx_differences
+from stars_deploy.validate.lowering import lowering_differences, onnx_differences, require_layers
 from stars_deploy.validate.report import report_html
 from stars_deploy.validate.selfcheck import golden_findings
 from stars_deploy.workflow.comparisons import COMPARISONS, Outcome
@@ -77,6 +77,7 @@ def _self_check(setting: Setting, progress: Progress) -> list[Finding]:
     folder, graph, bundle = setting.bundle.path, setting.graph, setting.bundle
     found = golden_findings(setting.golden, "float", setting.build("float"), setting.batch)
     if bundle.has("loihi/network.json"):
+        require_layers(graph, folder / "loihi")
         integer = setting.build("integer")
         found += golden_findings(setting.golden, "integer", integer, setting.batch)
         found += _lowering(setting, folder / "loihi")

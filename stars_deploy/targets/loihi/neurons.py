@@ -12,6 +12,7 @@ from stars_deploy.targets.findings import Finding
 
 Reals = NDArray[np.float64]
 DECAY_ONE = 4096  # decays are multiples of 1/4096
+LARGEST_GAIN = 1e30  # its product with a weight, squared, stays finite
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ def dynamics(name: str, node: nir.NIRNode, dt: float) -> tuple[Dynamics | None, 
     if isinstance(node, nir.Threshold):
         return Dynamics(DECAY_ONE, 1.0, threshold), [_no_memory(name, "it has no memory")]
     gain = _first(node.r)
+    if abs(gain) > LARGEST_GAIN:
+        remedy = "move the factor into the weights, and scale them down"
+        return None, [_refusal(name, f"r is {gain:g}", remedy, gain)]
     if isinstance(node, nir.IF):
         return Dynamics(0, gain, threshold), []
     tau = _first(node.tau) / dt

@@ -31,6 +31,7 @@ CANDIDATES = (64, 1024)  # scales tried for large and for small matrices
 EFFORT = 1 << 22  # weights rounded in search of a scale
 SAMPLE = EFFORT // CANDIDATES[0]  # weights of a large matrix that are looked at per scale
 SEARCHED = 8.0  # scales from the largest possible down to this fraction of it
+SMALLEST = 1e-31  # scale: a potential of 24 bits divided by it stays inside float32
 PARALLEL = 8  # synapses in parallel of an operator with one input per output
 
 
@@ -139,6 +140,8 @@ def quantise(target: Target, ranges: Ranges) -> Quantised | None:
     limits = ceilings(target, ranges)
     hard = min(value for name, value in limits.items() if name != "weights")
     limited_by = min(limits, key=lambda name: limits[name])
+    if min(hard, limits["weights"]) < SMALLEST:
+        return None
     for scale in _dyadic(target, limits, hard):
         found = _integers(target, scale, ranges, limited_by)
         if found is not None and found.exact:

@@ -34,6 +34,7 @@ Reals = NDArray[np.float64]
 INPUT = "input"
 FIELD_LIMIT = 127  # Lava's Conv keeps kernel size, stride, padding, dilation, groups in 8 bits
 PATHS = 64  # operators into one population, far above any network that was seen
+LARGEST = 1e30  # real weight or bias
 
 _SPIKING = (nir.LIF, nir.IF, nir.Threshold)
 _NEURONS = (*_SPIKING, nir.LI)
@@ -188,6 +189,8 @@ def _through(name: str, node: nir.NIRNode, value: _Value, given: Shape, made: Sh
         linear = map_of(name, node, given, made)
     except GraphError as problem:
         raise _Refused(Finding("structure", "error", name, str(problem))) from None
+    bias = getattr(node, "bias", None)
+    _require_magnitudes(name, linear.weight, bias)
     paths = []
     for path in value.paths:
         try:
@@ -197,12 +200,21 @@ def _through(name: str, node: nir.NIRNode, value: _Value, given: Shape, made: Sh
         nodes = path.nodes if isinstance(node, nir.Flatten) else (*path.nodes, name)
         paths.append(_Path(path.source, composed, nodes))
     constant = None if value.constant is None else applied(linear, value.constant)
-    bias = getattr(node, "bias", None)
     if bias is not None and np.any(bias):
         start = np.zeros(made) if constant is None else constant
         shape = (-1, *(1,) * (len(made) - 1))
         constant = start + np.asarray(bias, np.float64).reshape(shape)
+    _require_magnitudes(name, constant, *(path.linear.weight for path in paths))
     return _Value(tuple(paths), constant)
+
+
+def _require_magnitudes(name: str, *values: Reals | None) -> None:
+    """Refuse weights and biases whose products and squares would overflow."""
+    largest = max((float(np.abs(value).max()) for value in values if value is not None), default=0)
+    if largest > LARGEST:
+        message = f"weights or biases, with those of the nodes before, reach {largest:g}"
+        remedy = "scale the weights between two neurons down"
+        raise _Refused(Finding("range", "error", name, message, largest, LARGEST, remedy))
 
 
 def _inexact(name: str, path: _Path, problem: GraphError) -> Finding:
