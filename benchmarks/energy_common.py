@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stars_deploy.graph.metadata import DT, GraphMetadata, with_metadata
-from stars_deploy.simulate.lava_environment import cache_dir
+from stars_deploy.simulate.lava.environment import cache_dir
 from stars_deploy.simulate.reference import FloatEngine
 
 IMAGE = (1, 8, 8)

@@ -224,7 +224,7 @@ def test_too_many_cores_say_what_would_hold_the_network():
 
 def test_a_system_that_is_too_small_is_not_recommended():
     """128 channels of 256x256 are 1024 cores of 8192 neurons: more than Kapoho Point has."""
-    from stars_deploy.simulate.placement import place
+    from stars_deploy.simulate.placement.place import place
     from stars_deploy.validate.placement import placement_findings
 
     built = Document((1, 256, 256))
@@ -250,7 +250,7 @@ def test_sharing_is_offered_where_it_is_not_declared():
 
 def test_every_limit_of_a_placement_is_worded():
     """Each resource becomes a finding with layer, need, limit and remedy, and exit code 4."""
-    from stars_deploy.simulate.placement import Misfit, place
+    from stars_deploy.simulate.placement.place import Misfit, place
     from stars_deploy.validate import placement as wording
 
     network = lower(small(), LOIHI2)
@@ -456,7 +456,7 @@ def test_a_graph_with_one_output_is_checked_and_exported(tmp_path):
 
 
 def test_what_netx_would_change_is_a_warning_and_no_netx_file_is_written(tmp_path):
-    from stars_deploy.simulate.integer import open_engine
+    from stars_deploy.simulate.integer.engine import open_engine
     from stars_deploy.workflow.export import write_loihi
 
     graph = small()

@@ -18,7 +18,7 @@ from stars_deploy.graph.geometry import input_shape
 from stars_deploy.graph.metadata import DT, GraphMetadata, with_metadata
 from stars_deploy.graph.reader import read_graph
 from stars_deploy.graph.writer import write_graph
-from stars_deploy.simulate.integer import build_engine
+from stars_deploy.simulate.integer.engine import build_engine
 from stars_deploy.simulate.reference import FloatEngine
 from stars_deploy.targets.loihi import analyse, lower
 from stars_deploy.workflow.finetune_grid import choose_grid, inexact, with_bits

@@ -593,7 +593,7 @@ def test_only_a_board_s_run_describes_itself_as_measured():
 
 @pytest.mark.lava
 def test_lava_through_the_guide_s_command_and_its_replay(bundle, tmp_path, monkeypatch):
-    from stars_deploy.simulate.lava_environment import require_environment
+    from stars_deploy.simulate.lava.environment import require_environment
 
     here = shutil.copytree(bundle, tmp_path / "demo" / "bundle")
     monkeypatch.chdir(tmp_path)

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stars_deploy.errors import DataError, EngineError
-from stars_deploy.simulate.integer import IntegerEngine, build_engine
-from stars_deploy.simulate.integer_bounds import reach
-from stars_deploy.simulate.integer_layer import Rule, unfolded_convolution, weighted_sums
-from stars_deploy.simulate.integer_network import parse_network
+from stars_deploy.simulate.integer.bounds import reach
+from stars_deploy.simulate.integer.engine import IntegerEngine, build_engine
+from stars_deploy.simulate.integer.layer import Rule, unfolded_convolution, weighted_sums
+from stars_deploy.simulate.integer.network import parse_network
 
 NETWORKS = 200
 

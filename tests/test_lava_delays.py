@@ -12,9 +12,9 @@ from lava_documents import connection, document, population
 
 from stars_deploy.assets import asset
 from stars_deploy.files import write_json
-from stars_deploy.simulate.integer import build_engine
-from stars_deploy.simulate.lava_environment import REMEDY, environment_status
-from stars_deploy.simulate.lava_worker import run_kit
+from stars_deploy.simulate.integer.engine import build_engine
+from stars_deploy.simulate.lava.environment import REMEDY, environment_status
+from stars_deploy.simulate.lava.worker import run_kit
 from stars_deploy.simulate.trace import read_trace
 
 pytestmark = pytest.mark.lava

@@ -14,7 +14,7 @@ from residual_networks import conv, dyadic, flatten, graph_of, head, leaky, lif,
 from stars_deploy.config.profile import load_profile
 from stars_deploy.errors import BundleError
 from stars_deploy.graph.gain import fold_gain
-from stars_deploy.simulate.integer import build_engine
+from stars_deploy.simulate.integer.engine import build_engine
 from stars_deploy.simulate.reference import FloatEngine
 from stars_deploy.targets.loihi import analyse, lower
 from stars_deploy.targets.loihi import quantise as quantising

@@ -22,7 +22,7 @@ from stars_deploy.errors import DoesNotFit, EngineError, InputError
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.reader import read_graph
 from stars_deploy.graph.writer import write_graph
-from stars_deploy.simulate.integer import build_engine
+from stars_deploy.simulate.integer.engine import build_engine
 from stars_deploy.simulate.reference import FloatEngine
 from stars_deploy.simulate.tally import tallies
 from stars_deploy.targets.bundle import open_bundle

@@ -38,7 +38,7 @@ class Limits(Section):
     synapse_delay_bits: Whole | None = None  # of a synapse with a delay of its own
     convolution_sharing: Flag | None = None  # a core stores a kernel once; absent: it does not
     split_populations: Flag | None = None  # a population may take several cores; absent: it may
-    power_of_two_memory: Flag | None = None  # addresses are padded, see simulate/placement_whole
+    power_of_two_memory: Flag | None = None  # addresses are padded, see simulate/placement/whole.py
     destinations_per_core: Whole | None = None  # populations that one core sends to
     input_axons_per_core: Count | None = None
     output_axons_per_core: Count | None = None

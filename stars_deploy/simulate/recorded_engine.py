@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stars_deploy.errors import DataError, EngineError
 from stars_deploy.files import sha256
-from stars_deploy.simulate.integer_network import read_network
+from stars_deploy.simulate.integer.network import read_network
 from stars_deploy.simulate.recording import Recording, Spikes
 from stars_deploy.simulate.trace import Trace, recording_of
 

@@ -9,7 +9,7 @@ import nir
 
 from stars_deploy.config.profile import Profile
 from stars_deploy.config.profile_values import Whole
-from stars_deploy.simulate.placement import Placement, place
+from stars_deploy.simulate.placement.place import Placement, place
 from stars_deploy.targets.findings import Finding, Severity, exit_code
 from stars_deploy.targets.loihi import Balance, LoweredNetwork, analyse, graph_findings
 from stars_deploy.targets.netx_rules import netx_problems, not_a_chain

@@ -53,7 +53,7 @@ def build_engine(
 
         return FloatEngine(graph)
     if name == "integer":
-        from stars_deploy.simulate.integer import open_engine
+        from stars_deploy.simulate.integer.engine import open_engine
 
         return open_engine(folder / "loihi", device)
     if name == "onnx":
@@ -61,7 +61,7 @@ def build_engine(
 
         return OnnxEngine(folder / "model.onnx", folder / "model_step.onnx")
     if name in ("lava", "lava-netx"):
-        from stars_deploy.simulate.lava_engine import LavaEngine
+        from stars_deploy.simulate.lava.engine import LavaEngine
 
         return LavaEngine(folder, "netx" if name == "lava-netx" else "raw", timeout)
     raise InputError(f"engine {name!r} is unknown{nearest(name, RUNNABLE)}")
@@ -88,7 +88,7 @@ def _reason(name: str, present: set[str]) -> str:
     if missing:
         return f"the bundle has no {missing[0]}"
     if name == "lava":
-        from stars_deploy.simulate.lava_environment import REMEDY, environment_status
+        from stars_deploy.simulate.lava.environment import REMEDY, environment_status
 
         status = environment_status()
         if not status.ready:

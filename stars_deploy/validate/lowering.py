@@ -21,7 +21,7 @@ from stars_deploy.files import read_json, read_npz
 from stars_deploy.graph.geometry import input_shape, output_shapes
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.order import spiking_nodes
-from stars_deploy.simulate.integer_network import read_network
+from stars_deploy.simulate.integer.network import read_network
 from stars_deploy.targets.findings import Finding
 
 Array = NDArray[Any]

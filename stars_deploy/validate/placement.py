@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from stars_deploy.config.profile import Profile, load_profile, profile_names
 from stars_deploy.config.profile_limits import Limits
-from stars_deploy.simulate.placement import Misfit, Placement, place
-from stars_deploy.simulate.placement_types import RESOURCES
+from stars_deploy.simulate.placement.place import Misfit, Placement, place
+from stars_deploy.simulate.placement.types import RESOURCES
 from stars_deploy.targets.findings import Finding
 
 Array = NDArray[Any]

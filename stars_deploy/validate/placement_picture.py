@@ -16,7 +16,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from stars_deploy.config.profile_limits import Limits
 from stars_deploy.files import atomic_path
-from stars_deploy.simulate.placement import Part, Placement
+from stars_deploy.simulate.placement.place import Part, Placement
 
 MOST_CHIPS, MOST_CORES = 48, 4096  # drawn, cores per chip; titles say how many there are
 _FREE, _LINE, _INK, _MUTED = "#eceff1", "#ffffff", "#1b1f24", "#5c6670"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from stars_deploy.errors import BundleError
-from stars_deploy.simulate.energy_activity import CountingEngine
+from stars_deploy.simulate.energy.activity import CountingEngine
 from stars_deploy.simulate.recording import Engine, Recording
 from stars_deploy.targets.findings import Finding
 from stars_deploy.validate import document, judge

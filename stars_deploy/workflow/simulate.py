@@ -16,7 +16,7 @@ from stars_deploy.console import Progress, no_progress
 from stars_deploy.graph.foreign import Reading
 from stars_deploy.graph.geometry import output_shapes
 from stars_deploy.graph.metadata import metadata_of
-from stars_deploy.simulate.energy_activity import CountingEngine
+from stars_deploy.simulate.energy.activity import CountingEngine
 from stars_deploy.simulate.recording import Engine
 from stars_deploy.targets.bundle import read_golden
 from stars_deploy.targets.loihi import Balance, balance_named, lower

@@ -134,7 +134,7 @@ def _integer_tally(
     device: str,
     progress: Progress,
 ) -> Tally:
-    from stars_deploy.simulate.integer import build_engine
+    from stars_deploy.simulate.integer.engine import build_engine
     from stars_deploy.targets.loihi import lower
 
     timed = with_steps(graph, steps)

@@ -11,7 +11,7 @@ from stars_deploy.config.profile import load_profile
 from stars_deploy.console import Progress, no_progress
 from stars_deploy.errors import InputError, RecipeError
 from stars_deploy.files import json_text, read_json, sha256, write_texts
-from stars_deploy.simulate.energy_activity import CountingEngine
+from stars_deploy.simulate.energy.activity import CountingEngine
 from stars_deploy.simulate.recorded_engine import RecordedEngine
 from stars_deploy.targets.findings import Finding
 from stars_deploy.validate import document

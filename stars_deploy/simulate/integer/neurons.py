@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stars_deploy.errors import EngineError
-from stars_deploy.simulate.integer_layer import NO_MEMORY, STATE_LIMIT, Layer, Rule
+from stars_deploy.simulate.integer.layer import NO_MEMORY, STATE_LIMIT, Layer, Rule
 
 if TYPE_CHECKING:
     import torch

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stars_deploy.errors import EngineError
-from stars_deploy.simulate.integer_bounds import Reach, reach
-from stars_deploy.simulate.integer_fields import Integers
-from stars_deploy.simulate.integer_network import INPUT, Connection, IntegerNetwork, Population
+from stars_deploy.simulate.integer.bounds import Reach, reach
+from stars_deploy.simulate.integer.fields import Integers
+from stars_deploy.simulate.integer.network import INPUT, Connection, IntegerNetwork, Population
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from stars_deploy.errors import BundleError
 from stars_deploy.files import read_json, read_npz
-from stars_deploy.simulate.integer_extremes import check_mantissas
-from stars_deploy.simulate.integer_fields import Fields, Integers
+from stars_deploy.simulate.integer.extremes import check_mantissas
+from stars_deploy.simulate.integer.fields import Fields, Integers
 
 INPUT = "input"
 HOST_BIAS = "host_bias"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stars_deploy.simulate.integer_extremes import host_range, sum_range, table_range
-from stars_deploy.simulate.integer_network import INPUT, Connection, IntegerNetwork, Population
+from stars_deploy.simulate.integer.extremes import host_range, sum_range, table_range
+from stars_deploy.simulate.integer.network import INPUT, Connection, IntegerNetwork, Population
 
 Reals = NDArray[np.float64]
 

@@ -15,8 +15,8 @@ from stars_deploy.config.profile import Profile
 from stars_deploy.graph.geometry import output_shapes
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.order import input_name
-from stars_deploy.simulate.energy_activity import Activity
-from stars_deploy.simulate.energy_counts import depths, synapses
+from stars_deploy.simulate.energy.activity import Activity
+from stars_deploy.simulate.energy.counts import depths, synapses
 
 Reals = NDArray[np.float64]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stars_deploy.simulate.placement_links import Counts, Link, merged, union
-from stars_deploy.simulate.placement_types import RESOURCES, Masks, Shape3
+from stars_deploy.simulate.placement.links import Counts, Link, merged, union
+from stars_deploy.simulate.placement.types import RESOURCES, Masks, Shape3
 
 Starts = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stars_deploy.errors import BundleError, EngineError
-from stars_deploy.simulate.lava_environment import require_environment
+from stars_deploy.simulate.lava.environment import require_environment
 from stars_deploy.simulate.subprocesses import Completed, TimedOut, run_session, tail
 
 # Starts the script, and a thread that ends the whole session once our end of its standard input

@@ -13,10 +13,10 @@ import nir
 from stars_deploy.config.profile import Energy, Profile, Timing
 from stars_deploy.config.profile_values import Confidence, Real
 from stars_deploy.graph.metadata import metadata_of
-from stars_deploy.simulate.energy_activity import Activity
-from stars_deploy.simulate.energy_counts import ann_macs
-from stars_deploy.simulate.energy_events import Events, Relay, events_of, input_on_host
-from stars_deploy.simulate.energy_latency import Latency, bounds, placed
+from stars_deploy.simulate.energy.activity import Activity
+from stars_deploy.simulate.energy.counts import ann_macs
+from stars_deploy.simulate.energy.events import Events, Relay, events_of, input_on_host
+from stars_deploy.simulate.energy.latency import Latency, bounds, placed
 
 Row = dict[str, Any]
 

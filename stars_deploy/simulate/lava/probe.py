@@ -11,7 +11,7 @@ import numpy as np
 from stars_deploy import __version__
 from stars_deploy.errors import EngineError
 from stars_deploy.files import write_json, write_npz
-from stars_deploy.simulate.lava_engine import LavaEngine
+from stars_deploy.simulate.lava.engine import LavaEngine
 
 # One pixel sends q = +50, then -50. Neuron 0 has the weight 3 and neuron 1 the weight -3, so with
 # a threshold of 100 exactly one of them fires in each of the T = 2 steps, 150 > 100. The read-out

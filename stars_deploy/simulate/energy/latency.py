@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stars_deploy.config.profile import Timing
 from stars_deploy.config.profile_limits import Limits
-from stars_deploy.simulate.energy_events import Events, PopulationEvents
+from stars_deploy.simulate.energy.events import Events, PopulationEvents
 
 Reals = NDArray[np.float64]
 CORES_PER_TILE = 4  # Davies et al. 2018: a Loihi chip has 32 tiles of four cores

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from stars_deploy.config.profile_limits import Limits
-from stars_deploy.simulate.placement_links import Counts, Link
-from stars_deploy.simulate.placement_search import Demand, Starts, Stored, largest, whole
-from stars_deploy.simulate.placement_types import Misfit
+from stars_deploy.simulate.placement.links import Counts, Link
+from stars_deploy.simulate.placement.search import Demand, Starts, Stored, largest, whole
+from stars_deploy.simulate.placement.types import Misfit
 
 
 @dataclass(frozen=True)

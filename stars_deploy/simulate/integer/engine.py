@@ -25,15 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stars_deploy.errors import DataError
-from stars_deploy.simulate.integer_layer import host_bias, prepare, weighted_sums
-from stars_deploy.simulate.integer_network import (
+from stars_deploy.simulate.integer.layer import host_bias, prepare, weighted_sums
+from stars_deploy.simulate.integer.network import (
     INPUT,
     IntegerNetwork,
     Population,
     parse_network,
     read_network,
 )
-from stars_deploy.simulate.integer_neurons import Activity, Readout, advance
+from stars_deploy.simulate.integer.neurons import Activity, Readout, advance
 from stars_deploy.simulate.recording import EngineInfo, Recording, Spikes
 
 if TYPE_CHECKING:

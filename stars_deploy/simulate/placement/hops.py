@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stars_deploy.errors import InputError
-from stars_deploy.simulate.placement_links import union
-from stars_deploy.simulate.placement_types import Part, PlacedPopulation, Placement, Route
+from stars_deploy.simulate.placement.links import union
+from stars_deploy.simulate.placement.types import Part, PlacedPopulation, Placement, Route
 
 Reals = NDArray[np.float64]
 Indices = NDArray[np.int64]

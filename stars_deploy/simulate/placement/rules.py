@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from stars_deploy.config.profile import Profile
 from stars_deploy.config.profile_limits import Convolution, Limits
-from stars_deploy.simulate.placement_links import Link
-from stars_deploy.simulate.placement_types import Misfit, PlacedPopulation, Route
+from stars_deploy.simulate.placement.links import Link
+from stars_deploy.simulate.placement.types import Misfit, PlacedPopulation, Route
 
 
 def neuron_misfits(

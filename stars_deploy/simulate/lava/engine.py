@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from stars_deploy.assets import asset
 from stars_deploy.errors import EngineError
 from stars_deploy.files import write_npz
-from stars_deploy.simulate.lava_environment import require_environment
-from stars_deploy.simulate.lava_worker import run_kit
+from stars_deploy.simulate.lava.environment import require_environment
+from stars_deploy.simulate.lava.worker import run_kit
 from stars_deploy.simulate.recorded_engine import judged
 from stars_deploy.simulate.recording import EngineInfo, Recording, Spikes
 from stars_deploy.simulate.trace import Trace, read_trace, recording_of

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stars_deploy.simulate.placement_types import Masks, Shape3
+from stars_deploy.simulate.placement.types import Masks, Shape3
 
 Array = NDArray[Any]
 Counts = NDArray[np.int64]

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from stars_deploy.config.profile import Profile
 from stars_deploy.errors import InputError
-from stars_deploy.simulate.placement_hops import Hops, message_hops
-from stars_deploy.simulate.placement_links import Link, link_of, merged, shape_of
-from stars_deploy.simulate.placement_rules import connection_misfits, neuron_misfits, system_misfits
-from stars_deploy.simulate.placement_search import (
+from stars_deploy.simulate.placement.hops import Hops, message_hops
+from stars_deploy.simulate.placement.links import Link, link_of, merged, shape_of
+from stars_deploy.simulate.placement.rules import connection_misfits, neuron_misfits, system_misfits
+from stars_deploy.simulate.placement.search import (
     Demand,
     Starts,
     Stored,
@@ -36,7 +36,7 @@ from stars_deploy.simulate.placement_search import (
     single,
     whole,
 )
-from stars_deploy.simulate.placement_types import (
+from stars_deploy.simulate.placement.types import (
     Misfit,
     Part,
     PlacedPopulation,
@@ -44,7 +44,7 @@ from stars_deploy.simulate.placement_types import (
     Route,
     Shape3,
 )
-from stars_deploy.simulate.placement_whole import assign_cores, padded_demand
+from stars_deploy.simulate.placement.whole import assign_cores, padded_demand
 
 __all__ = ["Hops", "Misfit", "Part", "PlacedPopulation", "Placement", "message_hops", "place"]
 

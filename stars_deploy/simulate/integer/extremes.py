@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stars_deploy.errors import BundleError
 
 if TYPE_CHECKING:
-    from stars_deploy.simulate.integer_network import Connection, Population
+    from stars_deploy.simulate.integer.network import Connection, Population
 
 Reals = NDArray[np.float64]
 Shape = tuple[int, ...]

@@ -20,7 +20,7 @@ from stars_deploy.graph.order import (
     spiking_nodes,
     topological_order,
 )
-from stars_deploy.simulate.energy_counts import links, populations
+from stars_deploy.simulate.energy.counts import links, populations
 from stars_deploy.simulate.operators import Operator, operator_of
 from stars_deploy.simulate.recording import Engine, EngineInfo, Recording, Spikes
 
