@@ -13,8 +13,9 @@ from stars_deploy.graph.metadata import DT, GraphMetadata, with_metadata
 from stars_deploy.simulate.integer.engine import build_engine
 from stars_deploy.targets.loihi import analyse, lower
 from stars_deploy.targets.loihi.bounds import Drive, activation_range, peaks
-from stars_deploy.targets.loihi.quantise import Ranges, Source, Target, quantise
+from stars_deploy.targets.loihi.quantise import quantise
 from stars_deploy.targets.loihi.stages import Incoming
+from stars_deploy.targets.loihi.target import Ranges, Source, Target
 
 LOIHI1, LOIHI2 = load_profile("loihi1"), load_profile("loihi2")
 RANGES = Ranges.of(LOIHI2.arithmetic)

@@ -23,7 +23,7 @@ SEEDS, CHUNKS = 500, 20
 @pytest.fixture
 def few_scales(monkeypatch):
     """Try fewer scales: equality holds for any of them, and the search is what takes time."""
-    monkeypatch.setattr("stars_deploy.targets.loihi.quantise.CANDIDATES", (16, 48))
+    monkeypatch.setattr("stars_deploy.targets.loihi.scales.CANDIDATES", (16, 48))
 
 
 def images_for(graph, count, seed):

@@ -16,8 +16,9 @@ from stars_deploy.graph.geometry import Shape
 from stars_deploy.graph.metadata import GraphMetadata
 from stars_deploy.targets.loihi.encode import InputCode
 from stars_deploy.targets.loihi.host import ENCODING as HOST
-from stars_deploy.targets.loihi.quantise import Quantised, Ranges, parallel_parts
+from stars_deploy.targets.loihi.quantise import Quantised, parallel_parts
 from stars_deploy.targets.loihi.stages import INPUT, Incoming, Stage
+from stars_deploy.targets.loihi.target import Ranges
 
 Array = NDArray[Any]
 BIAS_EXPONENT = 6  # a bias of 1 weighs as much as an activation of 1; NetX knows no other

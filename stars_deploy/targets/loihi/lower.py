@@ -20,15 +20,9 @@ from stars_deploy.targets.loihi.encode import InputCode, host_code, input_codes
 from stars_deploy.targets.loihi.host import takes_biases
 from stars_deploy.targets.loihi.neurons import NEURONS, READOUT, Dynamics, dynamics
 from stars_deploy.targets.loihi.notes import graph_notes, input_notes, scale_notes
-from stars_deploy.targets.loihi.quantise import (
-    Quantised,
-    Ranges,
-    Source,
-    Target,
-    quantise,
-    repeating,
-)
+from stars_deploy.targets.loihi.quantise import Quantised, quantise, repeating
 from stars_deploy.targets.loihi.stages import INPUT, Stage, readout_of, stages_of
+from stars_deploy.targets.loihi.target import Ranges, Source, Target
 
 DEFAULT_MESSAGE_BITS = 8  # to say what else stands in the way of a chip that takes no image
 

@@ -9,8 +9,9 @@ from stars_deploy.config.profile import Profile
 from stars_deploy.graph.metadata import GraphMetadata
 from stars_deploy.targets.findings import Finding
 from stars_deploy.targets.loihi.encode import InputCode
-from stars_deploy.targets.loihi.quantise import Quantised, Ranges, Target, ceilings
+from stars_deploy.targets.loihi.quantise import Quantised, ceilings
 from stars_deploy.targets.loihi.stages import INPUT, Stage
+from stars_deploy.targets.loihi.target import Ranges, Target
 
 COARSE = 0.05  # relative error of the weights, about that of five bits
 

@@ -15,92 +15,27 @@ An operator that the host computes (host.py) has no synapses: it costs bias mant
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stars_deploy.config.profile import Arithmetic
 from stars_deploy.targets.loihi.bounds import Drive, Peaks, activation_range, peaks
 from stars_deploy.targets.loihi.host import WEIGHT_LIMIT, host_shift, shifted_sum
-from stars_deploy.targets.loihi.stages import Incoming, Stage
+from stars_deploy.targets.loihi.scales import (
+    dyadic_scales,
+    errors_at,
+    host_errors,
+    is_whole,
+    sampled,
+    scales_below,
+    synapses_of,
+)
+from stars_deploy.targets.loihi.stages import Stage
+from stars_deploy.targets.loihi.target import Ranges, Target
 
 Reals = NDArray[np.float64]
-CANDIDATES = (64, 1024)  # scales tried for large and for small matrices
-EFFORT = 1 << 22  # weights rounded in search of a scale
-SAMPLE = EFFORT // CANDIDATES[0]  # weights of a large matrix that are looked at per scale
-SEARCHED = 8.0  # scales from the largest possible down to this fraction of it
 SMALLEST = 1e-31  # scale: a potential of 24 bits divided by it stays inside float32
-PARALLEL = 8  # synapses in parallel of an operator with one input per output
-
-
-@dataclass(frozen=True)
-class Ranges:
-    """What the integers of a population must stay inside; magnitudes in activation units."""
-
-    weight_low: int
-    weight_high: int
-    bias: int  # |mantissa|, with an exponent that makes it an activation
-    threshold: int
-    activation: float  # |a| below this
-    state: float  # |v| below this
-
-    @classmethod
-    def of(cls, arithmetic: Arithmetic) -> Ranges:
-        """Read the ranges of a profile."""
-        half = 1 << (arithmetic.weight_bits.value - 1)
-        shift = arithmetic.state_shift_bits.value
-        return cls(
-            weight_low=-half,
-            weight_high=half - 1,
-            bias=(1 << arithmetic.bias_magnitude_bits.value) - 1,
-            threshold=(1 << arithmetic.threshold_bits.value) - 1,
-            activation=float(1 << arithmetic.accumulator_magnitude_bits.value),
-            state=float(1 << (arithmetic.state_magnitude_bits.value - shift)),
-        )
-
-
-@dataclass(frozen=True)
-class Source:
-    """Messages of one incoming operator: unit of a message, and its range per channel."""
-
-    unit: float  # real value of a message of 1
-    low: Reals
-    high: Reals
-    host: bool = False  # its messages stay on the host, which adds what they give to the bias
-
-
-@dataclass(frozen=True)
-class Target:
-    """A population to be quantised: real weights times the neuron's gain, and its dynamics."""
-
-    incoming: tuple[Incoming, ...]
-    sources: tuple[Source, ...]
-    weights: tuple[Reals, ...]  # gain * weight * unit of the message
-    bias: Reals
-    threshold: float | None  # None: read-out
-    dv: int
-    steps: int
-    shape: tuple[int, ...] = ()  # of the population; needed for matrices into maps
-
-    @property
-    def parallel(self) -> tuple[int, ...]:
-        """Return how many synapses each operator may take in parallel: more for skips only."""
-        skips = len(self.weights) > 1
-        return tuple(PARALLEL if skips and _single(weight) else 1 for weight in self.weights)
-
-    @property
-    def hosted(self) -> bool:
-        """Whether the host adds what the image gives to the bias."""
-        return any(source.host for source in self.sources)
-
-
-def _single(weight: Reals) -> bool:
-    """Whether every output hears one input only, as in an identity or a scaled skip."""
-    if weight.ndim == 2:
-        return bool((np.count_nonzero(weight, axis=1) <= 1).all())
-    return weight.shape[2:] == (1, 1) and bool((np.count_nonzero(weight, axis=1) <= 1).all())
 
 
 @dataclass(frozen=True)
@@ -142,7 +77,7 @@ def quantise(target: Target, ranges: Ranges) -> Quantised | None:
     limited_by = min(limits, key=lambda name: limits[name])
     if min(hard, limits["weights"]) < SMALLEST:
         return None
-    for scale in _dyadic(target, limits, hard):
+    for scale in dyadic_scales(target, limits, hard):
         found = _integers(target, scale, ranges, limited_by)
         if found is not None and found.exact:
             return found
@@ -150,8 +85,8 @@ def quantise(target: Target, ranges: Ranges) -> Quantised | None:
     largest = min(hard, 2 * limits["weights"])
     if not np.isfinite(largest):
         largest = float(ranges.threshold)  # all zero: any scale is right
-    scales = _scales(target, largest)
-    errors = _errors(_sampled(target, largest, ranges), scales) + _host_errors(target, scales)
+    scales = scales_below(target, largest)
+    errors = errors_at(sampled(target, largest, ranges), scales) + host_errors(target, scales)
     for index in np.lexsort((-scales, errors)):
         found = _integers(target, float(scales[index]), ranges, limited_by)
         if found is not None:
@@ -179,38 +114,6 @@ def repeating(stage: Stage) -> Quantised:
 
 def _ratio(limit: float, value: float) -> float:
     return limit / value if value > 0 else np.inf
-
-
-def _dyadic(target: Target, limits: dict[str, float], hard: float) -> Iterator[float]:
-    """Yield scales 2^e and unit * 2^e from the largest possible down, while nothing is rounded."""
-    # Messages in units of 1/k make weights of k times the scale: the grid is that of s / k, unless
-    # the weights were made for the messages.
-    unit = max((1 / source.unit for source in target.sources), default=1.0)
-    largest = min(hard, limits["weights"] * 129 / 127)
-    if not np.isfinite(largest):
-        return
-    values = [*target.weights, target.bias, np.array([target.threshold or 0.0])]
-    for base in sorted({1.0, unit}):
-        exponent = int(np.floor(np.log2(largest / base)))
-        while all(_whole(value * base * 2.0**exponent) for value in values):
-            yield float(base * 2.0**exponent)
-            exponent -= 1
-
-
-def _whole(values: Reals) -> bool:
-    return bool(np.array_equal(values, np.rint(values)))
-
-
-def _scales(target: Target, largest: float) -> Reals:
-    """Return scales from `largest` down, geometric; for a threshold, those that make M whole."""
-    size = sum(weight.size for weight in target.weights)
-    count = int(np.clip(EFFORT // max(size, 1), *CANDIDATES))
-    steps = np.geomspace(largest, largest / SEARCHED, count)
-    if target.threshold is None:
-        return steps
-    mantissas = np.unique(np.floor(steps * target.threshold))
-    whole: Reals = mantissas[mantissas >= 1] / target.threshold
-    return whole
 
 
 def _rounded(target: Target, scale: float, ranges: Ranges) -> tuple[Reals, ...]:
@@ -245,61 +148,6 @@ def parallel_parts(weight: NDArray[np.int32], ranges: Ranges) -> list[NDArray[np
     return parts
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Weights whose rounding counts `share` times, with the range that they are clipped to."""
-
-    weights: Reals
-    share: float
-    low: int
-    high: int
-
-
-def _parts(target: Target, ranges: Ranges) -> list[_Part]:
-    """Return all synapses; an error counts with the square of what a message stands for."""
-    return [
-        _Part(weight, source.unit**-2, ranges.weight_low * n, ranges.weight_high * n)
-        for weight, source, n in zip(target.weights, target.sources, target.parallel, strict=True)
-        if not source.host
-    ]
-
-
-def _host_errors(target: Target, scales: Reals) -> Reals:
-    """Squared error of what the host adds: half a unit of the bias, 1/12 on average per output."""
-    sources = zip(target.weights, target.sources, strict=True)
-    outputs = sum(len(weight) for weight, source in sources if source.host)
-    return outputs / 12 / np.square(scales)
-
-
-def _sampled(target: Target, largest: float, ranges: Ranges) -> list[_Part]:
-    """Return every k-th weight for k others, but all of those that some scale would clip.
-
-    The few largest weights decide how far a scale may clip, so none of them is left out.
-    """
-    chosen = []
-    for part in _parts(target, ranges):
-        stride = max(1, part.weights.size // SAMPLE)
-        flat = part.weights.reshape(-1)
-        far = np.abs(flat) * largest > part.high
-        chosen.append(replace(part, weights=flat[far]))
-        chosen.append(replace(part, weights=flat[~far][::stride], share=part.share * stride))
-    return chosen
-
-
-def _errors(parts: list[_Part], scales: Reals) -> Reals:
-    """Squared error of the weights when rounded at each of the scales."""
-    total = np.zeros(len(scales))
-    for part in parts:
-        weights = part.weights.reshape(1, -1)
-        step = max(1, SAMPLE // max(1, weights.size))  # so many scales at once stay in the cache
-        for start in range(0, len(scales), step):
-            chunk = slice(start, start + step)
-            scale = scales[chunk, None]
-            whole = np.clip(np.rint(weights * scale), part.low, part.high)
-            total[chunk] += part.share * np.square(whole / scale - weights).sum(axis=1)
-    return total
-
-
 def _integers(target: Target, scale: float, ranges: Ranges, limited_by: str) -> Quantised | None:
     """Round at a scale; None if the rounded integers leave a range in the worst case."""
     weights = _rounded(target, scale, ranges)
@@ -324,12 +172,12 @@ def _integers(target: Target, scale: float, ranges: Ranges, limited_by: str) -> 
     )
     meant = [weight * scale for weight in target.weights]
     exact = np.array_equal(bias, target.bias * scale) and all(
-        np.array_equal(w, real * 2.0 ** (shift or 0)) and (shift is None or _whole(real))
+        np.array_equal(w, real * 2.0 ** (shift or 0)) and (shift is None or is_whole(real))
         for w, real, shift in zip(weights, meant, shifts, strict=True)
     )
     scales = np.array([scale])
-    error = float(_errors(_parts(target, ranges), scales)[0])
-    error += 0.0 if exact else float(_host_errors(target, scales)[0])
+    error = float(errors_at(synapses_of(target, ranges), scales)[0])
+    error += 0.0 if exact else float(host_errors(target, scales)[0])
     return Quantised(
         scale=scale,
         threshold=ranges.threshold if threshold is None else int(threshold),

@@ -20,21 +20,16 @@ from stars_deploy.graph.geometry import Shape, output_shapes
 from stars_deploy.graph.groups import compact_kernel, expand_kernel, find_groups
 from stars_deploy.graph.linear import (
     LinearMap,
-    added,
-    applied,
     as_operator,
-    compose,
     identity,
-    map_of,
 )
 from stars_deploy.graph.order import output_name, sources, topological_order
 from stars_deploy.targets.findings import Finding
+from stars_deploy.targets.loihi.paths import Path, Refused, Value, inexact, through, total_of
 
 Reals = NDArray[np.float64]
 INPUT = "input"
 FIELD_LIMIT = 127  # Lava's Conv keeps kernel size, stride, padding, dilation, groups in 8 bits
-PATHS = 64  # operators into one population, far above any network that was seen
-LARGEST = 1e30  # real weight or bias
 
 _SPIKING = (nir.LIF, nir.IF, nir.Threshold)
 _NEURONS = (*_SPIKING, nir.LI)
@@ -81,38 +76,13 @@ class Stage:
         return self.relay or isinstance(self.neuron, _SPIKING)
 
 
-@dataclass(frozen=True)
-class _Path:
-    """A linear map from a population, and the nodes that it leads through."""
-
-    source: str
-    linear: LinearMap
-    nodes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Value:
-    """The value of a node: a sum over populations, and a constant (None: zero)."""
-
-    paths: tuple[_Path, ...]
-    constant: Reals | None = None
-
-
-class _Refused(Exception):
-    """What a node computes cannot be expressed; holds the finding."""
-
-    def __init__(self, finding: Finding) -> None:
-        super().__init__(finding.message)
-        self.finding = finding
-
-
 def stages_of(graph: nir.NIRGraph) -> tuple[list[Stage], list[Finding]]:
     """Return the stages of a runnable graph, in execution order, and a finding for what is none.
 
     The last stage, or the last spiking or leaking neuron, is the read-out.
     """
     shapes = output_shapes(graph)
-    values: dict[str, _Value] = {}
+    values: dict[str, Value] = {}
     found: list[Finding] = []
     stages: list[Stage] = []
     taken: set[str] = set()  # names of connections
@@ -123,19 +93,19 @@ def stages_of(graph: nir.NIRGraph) -> tuple[list[Stage], list[Finding]]:
             continue  # refused already
         try:
             if isinstance(node, nir.Input):
-                values[name] = _Value((_Path(INPUT, identity(shapes[name])),))
+                values[name] = Value((Path(INPUT, identity(shapes[name])),))
                 continue
-            total = _total(name, [values[source] for source in feeding])
+            total = total_of(name, [values[source] for source in feeding])
             if isinstance(node, _NEURONS):
                 stages.append(_stage(name, shapes[name], total, node, taken))
-                values[name] = _Value((_Path(name, identity(shapes[name])),))
+                values[name] = Value((Path(name, identity(shapes[name])),))
             elif not isinstance(node, nir.Output):
                 given = shapes[feeding[0]]
-                values[name] = _through(name, node, total, given, shapes[name])
+                values[name] = through(name, node, total, given, shapes[name])
             elif not _is_neuron(total, stages):
                 title = feeding[0] if len(feeding) == 1 else name
                 stages.append(_stage(title, shapes[name], total, None, taken))
-        except _Refused as problem:
+        except Refused as problem:
             found.append(problem.finding)
     found += [item for stage in stages for part in stage.incoming for item in _fields(part)]
     return stages, [*found, *_leaky_sources(stages)]
@@ -151,100 +121,28 @@ def readout_of(graph: nir.NIRGraph, stages: list[Stage]) -> Stage:
     return next(stage for stage in stages if stage.name == name)
 
 
-def _is_neuron(value: _Value, stages: list[Stage]) -> bool:
+def _is_neuron(value: Value, stages: list[Stage]) -> bool:
     """Whether the output is the value of one neuron node: a spiking or leaking read-out."""
     names = {stage.name for stage in stages}
     only = value.paths[0] if len(value.paths) == 1 and value.constant is None else None
     return only is not None and only.source in names and only.linear.weight is None
 
 
-def _total(name: str, values: list[_Value]) -> _Value:
-    """Add the values that feed a node; operators of the same kind become one."""
-    paths: list[_Path] = []
-    constant: Reals | None = None
-    for value in values:
-        for path in value.paths:
-            paths = _joined(paths, path)
-        if value.constant is not None:
-            constant = value.constant if constant is None else constant + value.constant
-    if len(paths) > PATHS:
-        message = f"{len(paths)} linear paths lead here, more than {PATHS}"
-        remedy = "put a neuron on the paths that many blocks share"
-        raise _Refused(Finding("paths", "error", name, message, len(paths), PATHS, remedy))
-    return _Value(tuple(paths), constant)
-
-
-def _joined(paths: list[_Path], path: _Path) -> list[_Path]:
-    for index, other in enumerate(paths):
-        linear = added(other.linear, path.linear) if other.source == path.source else None
-        if linear is not None:
-            merged = _Path(path.source, linear, other.nodes)
-            return [*paths[:index], merged, *paths[index + 1 :]]
-    return [*paths, path]
-
-
-def _through(name: str, node: nir.NIRNode, value: _Value, given: Shape, made: Shape) -> _Value:
-    """Return what a linear node makes of a value."""
-    try:
-        linear = map_of(name, node, given, made)
-    except GraphError as problem:
-        raise _Refused(Finding("structure", "error", name, str(problem))) from None
-    bias = getattr(node, "bias", None)
-    _require_magnitudes(name, linear.weight, bias)
-    paths = []
-    for path in value.paths:
-        try:
-            composed = compose(path.linear, linear)
-        except GraphError as problem:
-            raise _Refused(_inexact(name, path, problem)) from None
-        nodes = path.nodes if isinstance(node, nir.Flatten) else (*path.nodes, name)
-        paths.append(_Path(path.source, composed, nodes))
-    constant = None if value.constant is None else applied(linear, value.constant)
-    if bias is not None and np.any(bias):
-        start = np.zeros(made) if constant is None else constant
-        shape = (-1, *(1,) * (len(made) - 1))
-        constant = start + np.asarray(bias, np.float64).reshape(shape)
-    _require_magnitudes(name, constant, *(path.linear.weight for path in paths))
-    return _Value(tuple(paths), constant)
-
-
-def _require_magnitudes(name: str, *values: Reals | None) -> None:
-    """Refuse weights and biases whose products and squares would overflow."""
-    largest = max((float(np.abs(value).max()) for value in values if value is not None), default=0)
-    if largest > LARGEST:
-        message = f"weights or biases, with those of the nodes before, reach {largest:g}"
-        remedy = "scale the weights between two neurons down"
-        raise _Refused(Finding("range", "error", name, message, largest, LARGEST, remedy))
-
-
-def _inexact(name: str, path: _Path, problem: GraphError) -> Finding:
-    """Name the node before, usually a pool, whose windows do not fit."""
-    message, _, remedy = str(problem).rpartition("; ")
-    before = path.nodes[-1] if path.nodes else path.source
-    return Finding(
-        code="composition",
-        severity="error",
-        node=before,
-        message=f"cannot be merged into {name}: {message}",
-        remedy=remedy,
-    )
-
-
-def _stage(name: str, shape: Shape, total: _Value, neuron: Any, taken: set[str]) -> Stage:
+def _stage(name: str, shape: Shape, total: Value, neuron: Any, taken: set[str]) -> Stage:
     """Make the operators of a population explicit and give the connections their names."""
     if name == INPUT:
         message = f"a population cannot be called {INPUT!r}, which stands for the image"
-        raise _Refused(Finding("structure", "error", name, message, remedy="rename the node"))
+        raise Refused(Finding("structure", "error", name, message, remedy="rename the node"))
     if len(shape) not in (1, 3):
         message = f"holds neurons of shape {shape}; populations are maps [C, H, W] or vectors [N]"
         remedy = "write a map [C, L] as [C, 1, L], with Conv2d instead of Conv1d"
-        raise _Refused(Finding("structure", "error", name, message, remedy=remedy))
+        raise Refused(Finding("structure", "error", name, message, remedy=remedy))
     incoming: list[Incoming] = []
     for path in total.paths:
         try:
             operator = as_operator(path.linear)
         except GraphError as problem:
-            raise _Refused(_inexact(name, path, problem)) from None
+            raise Refused(inexact(name, path, problem)) from None
         incoming.append(_named(name, path, operator, taken))
         taken.add(incoming[-1].name)
     bias = np.zeros(shape) if total.constant is None else total.constant.reshape(shape)
@@ -258,7 +156,7 @@ def _per_channel(bias: Reals) -> Reals:
     return bias
 
 
-def _named(name: str, path: _Path, operator: LinearMap, taken: set[str]) -> Incoming:
+def _named(name: str, path: Path, operator: LinearMap, taken: set[str]) -> Incoming:
     """Return an operator as a connection, named after the last node on its path.
 
     A node that leads to several populations, or to one from several, names each connection's ends.
