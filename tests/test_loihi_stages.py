@@ -269,7 +269,7 @@ def test_a_skip_takes_parallel_synapses_instead_of_the_scale(monkeypatch):
     assert 2 <= len(skip) <= 8
     assert all(part.min() >= -128 and part.max() <= 127 for part in skip)
     np.testing.assert_array_equal(sum(skip), np.full((4, 1, 1, 1), round(scale / 2)))
-    monkeypatch.setattr(quantising, "PARALLEL", 1)
+    monkeypatch.setattr(asked, "PARALLEL", 1)
     bound = entry(lower(fine_block(), LOIHI2), "populations", "lif2")["scale"]
     assert bound <= 2 * 254
 
