@@ -173,7 +173,7 @@ def residual(tau=2.0, r=1.0):
 def test_a_population_with_an_identity_shortcut_keeps_its_unit():
     graph = residual()
     scales = {"lif1": Population(21.0, 2048), "lif2": Population(13.0, 2048)}
-    gridded = on_grid(graph, scales, Population(30.0), 32.0, 7, 4095)
+    gridded = on_grid(graph, scales, Population(30.0), 32.0, 7, 4095, 8)
     # lif1 is alone and gets the unit in which 21 is a threshold; lif2 must have s = 8, not 13.
     assert gridded.scales["lif1"] == 16 and gridded.scales["lif2"] == 8
     assert gridded.graph.nodes["lif1"].v_threshold.flat[0] == 21 / 16
@@ -210,7 +210,7 @@ def test_an_operator_of_two_populations_is_on_the_coarser_grid():
     graph = residual()
     graph.edges.append(("conv1", "lif2"))
     scales = {"lif1": Population(21.0, 2048), "lif2": Population(9.0, 2048)}
-    gridded = on_grid(graph, scales, Population(30.0), 1.0, 7, 4095)
+    gridded = on_grid(graph, scales, Population(30.0), 1.0, 7, 4095, 8)
     assert (gridded.scales["lif1"], gridded.scales["lif2"]) == (16, 8)
     assert gridded.grids["conv1"].step == 1 / (8 * 0.5)
 
@@ -218,11 +218,11 @@ def test_an_operator_of_two_populations_is_on_the_coarser_grid():
 def test_what_no_grid_holds_is_refused_by_name():
     scales = {name: Population(20.0, 1365) for name in ("lif1", "lif2")}
     with pytest.raises(GraphError, match=r"lif2: its input gain is 0\.333"):
-        on_grid(residual(tau=3.0), scales, Population(30.0), 1.0, 7, 4095)
+        on_grid(residual(tau=3.0), scales, Population(30.0), 1.0, 7, 4095, 8)
     graph = random_graph(0, global_pool=False, pools=False)
     graph.nodes["lif1"] = nir.Threshold(np.ones(graph.nodes["lif1"].v_threshold.shape))
     with pytest.raises(GraphError, match="lif1: a Threshold node is not fine-tuned"):
-        on_grid(graph, {}, None, 1.0, 7, 4095)
+        on_grid(graph, {}, None, 1.0, 7, 4095, 8)
 
 
 # ---- profiles --------------------------------------------------------------------------------
