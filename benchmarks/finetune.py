@@ -55,23 +55,24 @@ def float_student(bench: Bench) -> dict[str, Any]:
     import torch
 
     from stars_deploy.networks.images import to_input
-    from stars_deploy.networks.weights import load_teacher
-    from stars_deploy.simulate.reference import FloatEngine
-    from stars_deploy.workflow.sources import open_source
+    from stars_deploy.networks.to_nir import node_names
+    from stars_deploy.networks.weights import load_student, load_teacher
 
     images, labels, (recipe, path) = images_of(bench)
     teacher = load_teacher(recipe, path).eval()
-    engine = FloatEngine(open_source(bench.run).graph)
+    student = load_student(recipe, bench.run / "student.safetensors").eval()
 
     def taught(part: NDArray[np.uint8]) -> tuple[Logits, Spikes]:
         with torch.no_grad():
             return teacher(to_input(part, recipe.data, torch.device("cpu"))).numpy(), {}
 
-    def student(part: NDArray[np.uint8]) -> tuple[Logits, Spikes]:
-        found = engine.run(part)
-        return found.logits, {name: float(item.sum()) for name, item in found.spikes.items()}
+    def learned(part: NDArray[np.uint8]) -> tuple[Logits, Spikes]:
+        with torch.no_grad():
+            taps = student.taps(to_input(part, recipe.data, torch.device("cpu")))
+        spikes = zip(node_names(student), taps.activations, strict=True)
+        return taps.step_logits.mean(0).numpy(), {name: float(x.sum()) for name, x in spikes}
 
-    return {"teacher": _measured(taught, images, labels), **_measured(student, images, labels)}
+    return {"teacher": _measured(taught, images, labels), **_measured(learned, images, labels)}
 
 
 def integers(bench: Bench, bits: int, updates: int | None, seed: int) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def _moved(operator: Operator, goal: Tensor, own: Tensor) -> Tensor:
     unit, shape, outputs = operator.grid.bias_step, own.shape[2:], len(operator.bias)
     before = operator.numbers(rounded=True)[1]
     off = (goal.mean((0, 1)) - own.mean((0, 1))).view(outputs, -1).mean(1)
-    operator.bias += off / unit / operator.grid.threshold
+    # From the rounded bias on: `own` has its rounding in it already.
+    operator.bias.copy_((before + off / unit) / operator.grid.threshold)
     moved = (operator.numbers(rounded=True)[1] - before) * unit
     return moved.repeat_interleave(shape.numel() // outputs).view(shape)

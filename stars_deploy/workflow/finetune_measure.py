@@ -20,7 +20,7 @@ from stars_deploy.simulate.integer import build_engine
 from stars_deploy.targets.loihi import LoweredNetwork
 
 BATCH = 250
-SYNTHETIC = 1000  # synthetic images that agreement is measured on, spread over the pool
+SYNTHETIC = 500  # synthetic images that agreement is measured on, spread over the pool
 COMPARED = 32  # of those, images whose every spike is compared
 
 Classes = NDArray[np.int64]
