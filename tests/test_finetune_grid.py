@@ -270,7 +270,7 @@ def test_the_lowering_finds_the_trained_integers_of_a_shortcut(branch):
 
 def test_the_start_is_what_the_lowering_makes_of_the_source():
     """Before the training no population with a shortcut is coarser than as it is lowered."""
-    graph, profile = residual(), with_bits(LOIHI2, 4)
+    graph, profile = residual(branch=0.3), with_bits(LOIHI2, 4)
     plain = lower(graph, profile)
     _, start = choose_grid(graph, plain, profile, Neuron())
     thresholds = [[p["vth"] for p in item.document["populations"]] for item in (plain, start)]
