@@ -120,6 +120,15 @@ def test_the_exported_integers_are_the_trained_ones(tuned, tmp_path):
     assert done.exit_code in (0, 3), done.output  # rounding of pixels may cost more than allowed
 
 
+def test_without_updates_biases_are_corrected_only(run, weights, tmp_path):
+    result = finetune(run, tmp_path / "out", Settings(0, 0.01, 0), bits=3, weights=weights)
+    agreement = result["agreement"]
+    assert agreement["integers_after"] == agreement["integers_corrected"]
+    assert result["compared"]["mismatches"] == 0
+    assert (tmp_path / "out" / "metrics.jsonl").read_text() == ""
+    assert (tmp_path / "out" / "graph.nir").is_file()
+
+
 def test_equal_seeds_give_equal_bytes(tuned, run, weights, tmp_path):
     finetune(run, tmp_path / "a", Settings(60, 0.01, 0), bits=3, weights=weights)
     finetune(run, tmp_path / "b", Settings(60, 0.01, 1), bits=3, weights=weights)

@@ -11,8 +11,8 @@ from random_networks import lif, random_graph, random_images
 
 from stars_deploy.config.profile import load_profile
 from stars_deploy.config.recipe import Neuron
-from stars_deploy.distill.integer_grid import DECAY_ONE, Population, _unit_gain, on_grid
-from stars_deploy.distill.integer_twin import IntegerTwin, messages_of, round_clipped
+from stars_deploy.distill.integer_grid import DECAY_ONE, Grid, Population, _unit_gain, on_grid
+from stars_deploy.distill.integer_twin import IntegerTwin, Operator, messages_of, round_clipped
 from stars_deploy.errors import GraphError, RecipeError
 from stars_deploy.graph.geometry import input_shape
 from stars_deploy.graph.metadata import DT, GraphMetadata, with_metadata
@@ -146,83 +146,160 @@ def test_every_decay_has_an_exact_input_gain():
 # ---- shortcuts -------------------------------------------------------------------------------
 
 
-def residual(tau=2.0, r=1.0):
-    """conv1 -> lif1 -> conv2 -> lif2, which also takes the spikes of lif1; then fc."""
+def residual(tau=2.0, r=1.0, branch=1.0, flat=False):
+    """conv1 -> lif1 -> conv2 -> lif2, which also takes the spikes of lif1; then fc.
+
+    Args:
+        branch: factor of the weights of conv2.
+        flat: lif2 holds a vector, its sources are flattened.
+    """
     rng = np.random.default_rng(0)
 
-    def conv(inputs):
-        weight = rng.normal(0.3, 0.5, (2, inputs, 3, 3))
+    def conv(inputs, factor):
+        weight = rng.normal(0.3, 0.5, (2, inputs, 3, 3)) * factor
         return nir.Conv2d((4, 4), weight, 1, 1, 1, 1, rng.normal(0.1, 0.1, 2))
 
     shape = (2, 4, 4)
+
+    def flatten():
+        return nir.Flatten({"input": np.array(shape)}, 0, -1)
+
     nodes = {
         "input": nir.Input({"input": np.array((1, 4, 4))}),
-        "conv1": conv(1),
+        "conv1": conv(1, 1.0),
         "lif1": lif(shape, tau=tau, r=r),
-        "conv2": conv(2),
+        "conv2": conv(2, branch),
         "lif2": lif(shape, tau=tau, r=r),
-        "flatten": nir.Flatten({"input": np.array(shape)}, 0, -1),
+        "flatten": flatten(),
         "fc": nir.Affine(rng.normal(size=(3, 32)), rng.normal(size=3)),
         "output": nir.Output({"output": np.array([3])}),
     }
     edges = [*itertools.pairwise(nodes), ("lif1", "lif2")]
+    if flat:
+        nodes["lif2"] = lif((32,), tau=tau, r=r)
+        nodes["flatten1"] = flatten()
+        edges = [("input", "conv1"), ("conv1", "lif1"), ("lif1", "conv2"), ("conv2", "flatten")]
+        edges += [("lif1", "flatten1"), ("flatten1", "lif2"), ("flatten", "lif2")]
+        edges += [("lif2", "fc"), ("fc", "output")]
     graph = nir.NIRGraph(nodes, edges, type_check=False)
     return with_metadata(graph, GraphMetadata(T=4, mean=(0.5,), std=(0.25,)))
 
 
-def test_a_population_with_an_identity_shortcut_keeps_its_unit():
+def test_an_identity_shortcut_is_rounded_in_the_unit_of_its_population():
     graph = residual()
     scales = {"lif1": Population(21.0, 2048), "lif2": Population(13.0, 2048)}
-    gridded = on_grid(graph, scales, Population(30.0), 32.0, 7, 4095)
-    # lif1 is alone and gets the unit in which 21 is a threshold; lif2 must have s = 8, not 13.
-    assert gridded.scales["lif1"] == 16 and gridded.scales["lif2"] == 8
+    gridded = on_grid(graph, scales, Population(30.0), 32.0, 7, 4095, 8)
+    assert gridded.scales["lif1"] == 16 and gridded.scales["lif2"] == 16
     assert gridded.graph.nodes["lif1"].v_threshold.flat[0] == 21 / 16
-    assert gridded.graph.nodes["lif2"].v_threshold.flat[0] == 1
+    assert gridded.graph.nodes["lif2"].v_threshold.flat[0] == 13 / 16
     factor = gridded.graph.nodes["conv1"].weight / graph.nodes["conv1"].weight
     assert np.allclose(factor, 21 / 16, rtol=1e-12)
-    assert np.array_equal(gridded.graph.nodes["conv2"].weight, graph.nodes["conv2"].weight)
-    assert gridded.grids["conv2"].step == 1 / (8 * 0.5)
+    assert gridded.grids["conv2"].step == 1 / (16 * 0.5)
     assert gridded.grids["conv1"].step == 32 / (16 * 0.5)  # weights are those of messages of 1/32
+    # Weight 1 is 13/16 in the new unit, 6.5 integers; up to 8 synapses of 7 each may share it.
+    skip = gridded.graph.nodes["lif2_from_lif1"]
+    assert isinstance(skip, nir.Scale) and np.all(skip.scale == 13 / 16)
+    assert skip.scale.shape == (2, 4, 4)
+    grid = gridded.grids["lif2_from_lif1"]
+    assert (grid.step, grid.high) == (1 / (16 * 0.5), 56) and gridded.grids["conv2"].high == 7
     images = random_images(8, (1, 4, 4))
     before, after = FloatEngine(graph).run(images), FloatEngine(gridded.graph).run(images)
     assert all(np.array_equal(before.spikes[n], after.spikes[n]) for n in before.spikes)
+    twin = IntegerTwin(gridded, 32.0, Neuron())
     with torch.no_grad():
         messages = 32 * torch.from_numpy((images / 255 - 0.5) / 0.25).float()
-        own = IntegerTwin(gridded, 32.0, Neuron())(messages, rounded=False)
+        own = twin(messages, rounded=False)
     assert all(np.array_equal(own.spikes[n].numpy(), after.spikes[n]) for n in after.spikes)
+    weight, bias = twin.integers()["lif2_from_lif1"]
+    assert weight.tolist() == [[[6]], [[6]]] and not bias.any()  # half to even
+    assert np.all(twin.to_graph().nodes["lif2_from_lif1"].scale == 6 / 8)
 
 
+def test_a_scale_multiplies_its_channels_by_rounded_factors():
+    """Integers 6 and -3 in units of 1/8; zero stays zero, and gradients reach the factors."""
+    factors = np.broadcast_to(np.array([0.78, -0.4, 0.0]).reshape(3, 1, 1), (3, 2, 2))
+    grid = Grid(1 / 8, 1 / 8, 56, 4095, 13.0, False)
+    scale = Operator("skip", nir.Scale(factors), grid, 1.0)
+    x = torch.ones(4, 5, 3, 2, 2)
+    y = scale(x, rounded=True)
+    assert y.shape == x.shape
+    assert y[0, 0, :, 0, 0].tolist() == [6 / 8, -3 / 8, 0]
+    assert torch.equal(y, y[:1, :1, :, :1, :1].expand_as(y))
+    assert scale(x, rounded=False)[0, 0, :, 0, 0].tolist() == pytest.approx([0.78, -0.4, 0.0])
+    y.sum().backward()
+    assert (scale.weight.grad != 0).flatten().tolist() == [True, True, False]
+    assert scale.bias.grad is None
+    assert scale.to_node(1.0).scale[:, 1, 0].tolist() == [6 / 8, -3 / 8, 0]
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("branch", [1.0, 0.1])
+@pytest.mark.parametrize("tau", [2.0, 3.0])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_residual_network_fires_as_it_was_trained(bits):
-    graph = residual()
-    network, lowered = trained(graph, bits)
+def test_a_residual_network_fires_as_it_was_trained(bits, tau, branch, flat, tmp_path):
+    network, lowered = trained(residual(tau, branch=branch, flat=flat), bits)
+    write_graph(network.to_graph(), tmp_path / "graph.nir")
+    again = lower(read_graph(tmp_path / "graph.nir"), with_bits(LOIHI2, bits))
+    assert again.document == lowered.document
     assert inexact(network.gridded, lowered) == []
     images = random_images(8, (1, 4, 4))
     engine = build_engine(lowered.document, lowered.arrays).run(images)
     with torch.no_grad():
         own = network(messages_of(torch.from_numpy(images), lowered.arrays["input_table"]))
     for node, spikes in engine.spikes.items():
-        assert spikes.any() and np.array_equal(own.spikes[node].numpy(), spikes), node
-    assert np.allclose(own.logits.numpy(), engine.logits, atol=1e-6)
+        if tau == 2:  # other decays lose digits on the chip
+            assert spikes.any() and np.array_equal(own.spikes[node].numpy(), spikes), node
+    if tau == 2:
+        assert np.allclose(own.logits.numpy(), engine.logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("branch", [4.0, 0.3])
+def test_the_lowering_finds_the_trained_integers_of_a_shortcut(branch):
+    network, lowered = trained(residual(branch=branch), 4)
+    weight, _ = network.integers()["lif2_from_lif1"]
+    assert len(np.unique(weight)) == 2  # every channel was moved for itself
+    own = [c for c in lowered.document["connections"] if c["node"] == "lif2_from_lif1"]
+    found = sum(lowered.arrays[item["weight_key"]].astype(int) for item in own)
+    assert all(np.abs(lowered.arrays[item["weight_key"]]).max() <= 8 for item in own)
+    assert (len(own) > 1) == (np.abs(weight).max() > 8)
+    population = next(p for p in lowered.document["populations"] if p["name"] == "lif2")
+    ratio = population["scale"] / network.gridded.scales["lif2"]
+    assert np.array_equal(found[:, 0, 0, 0], weight[:, 0, 0] * ratio)
+    assert (branch == 0.3) == (len(own) > 1)
+
+
+def test_the_start_is_what_the_lowering_makes_of_the_source():
+    """Before the training no population with a shortcut is coarser than as it is lowered."""
+    graph, profile = residual(branch=0.3), with_bits(LOIHI2, 4)
+    plain = lower(graph, profile)
+    _, start = choose_grid(graph, plain, profile, Neuron())
+    thresholds = [[p["vth"] for p in item.document["populations"]] for item in (plain, start)]
+    assert thresholds[0] == thresholds[1]
+    images = random_images(8, (1, 4, 4))
+    runs = [build_engine(item.document, item.arrays).run(images) for item in (plain, start)]
+    for node, spikes in runs[0].spikes.items():
+        assert spikes.any() and np.array_equal(runs[1].spikes[node], spikes), node
 
 
 def test_an_operator_of_two_populations_is_on_the_coarser_grid():
     graph = residual()
     graph.edges.append(("conv1", "lif2"))
     scales = {"lif1": Population(21.0, 2048), "lif2": Population(9.0, 2048)}
-    gridded = on_grid(graph, scales, Population(30.0), 1.0, 7, 4095)
+    gridded = on_grid(graph, scales, Population(30.0), 1.0, 7, 4095, 8)
     assert (gridded.scales["lif1"], gridded.scales["lif2"]) == (16, 8)
     assert gridded.grids["conv1"].step == 1 / (8 * 0.5)
 
 
 def test_what_no_grid_holds_is_refused_by_name():
     scales = {name: Population(20.0, 1365) for name in ("lif1", "lif2")}
-    with pytest.raises(GraphError, match=r"lif2: its input gain is 0\.333"):
-        on_grid(residual(tau=3.0), scales, Population(30.0), 1.0, 7, 4095)
+    with pytest.raises(GraphError, match=r"lif1: its input gain is 0\.333"):
+        graph = residual(tau=3.0)
+        graph.edges.append(("conv1", "lif2"))
+        on_grid(graph, scales, Population(30.0), 1.0, 7, 4095, 8)
     graph = random_graph(0, global_pool=False, pools=False)
     graph.nodes["lif1"] = nir.Threshold(np.ones(graph.nodes["lif1"].v_threshold.shape))
     with pytest.raises(GraphError, match="lif1: a Threshold node is not fine-tuned"):
-        on_grid(graph, {}, None, 1.0, 7, 4095)
+        on_grid(graph, {}, None, 1.0, 7, 4095, 8)
 
 
 # ---- profiles --------------------------------------------------------------------------------

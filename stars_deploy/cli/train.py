@@ -154,7 +154,9 @@ def finetune(
     bits: Annotated[
         int | None, typer.Option(help="Bits of the weights; the profile's if not given.")
     ] = None,
-    updates: Annotated[int, typer.Option(min=1, help="Updates of the weights.")] = 300,
+    updates: Annotated[
+        int, typer.Option(min=0, help="Updates of the weights; 0 corrects the biases only.")
+    ] = 300,
     lr: Annotated[
         float, typer.Option(min=1e-9, help="Learning rate, relative to the largest weight.")
     ] = 0.001,

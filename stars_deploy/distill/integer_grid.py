@@ -7,9 +7,10 @@ is seldom a float. A layer of LIF or IF neurons does the same whatever unit its 
     W <- c W,  b <- c b,  V_th <- M / 2^e    with c = s / 2^e
 
 computes what it did, and on the grid of 2^e nothing is rounded: a lowering that looks for exact
-scales finds the integers back. Where the unit is not free, s is a power of two itself: at the
-read-out, in populations that also take spikes without weights (identity shortcuts), and in those
-that share an operator with another one (membrane shortcuts).
+scales finds the integers back. Spikes that lead into a population without weights (identity
+shortcuts) get a Scale node, whose factor c is rounded like any weight. Where the unit is not free,
+s is a power of two itself: at the read-out, and in populations that share an operator with another
+one (membrane shortcuts).
 """
 
 from __future__ import annotations
@@ -25,11 +26,15 @@ from numpy.typing import NDArray
 
 from stars_deploy.distill.integer_paths import (
     NEURONS,
+    bias_of,
     is_free,
     is_power,
     operators_of,
     path_into,
     require_known,
+    weight_of,
+    weighted_shortcuts,
+    with_weight,
 )
 from stars_deploy.errors import GraphError
 from stars_deploy.graph.metadata import metadata_of
@@ -84,6 +89,7 @@ def on_grid(
     k: float,
     high: int,
     bias_high: int,
+    parallel: int,
 ) -> Gridded:
     """Rewrite `graph` for populations, by the name of their node, and the read-out.
 
@@ -91,22 +97,27 @@ def on_grid(
         readout: of operators that feed the output; None where neurons do.
         k: messages per unit of the input.
         high, bias_high: largest integer weight and bias; the smallest are their negatives.
+        parallel: synapses that a Scale beside other operators may take, whose weights add up.
 
     Raises:
         GraphError: a node, or an order of nodes, whose weights cannot be put on a grid one by one.
     """
     require_known(graph)
+    graph = weighted_shortcuts(graph)
     dt = metadata_of(graph).dt
     nodes = dict(graph.nodes)
     grids: dict[str, Grid] = {}
     scales: dict[str, float] = {}
 
     def place(name: str, neurons: _Neurons) -> None:
-        for operator in operators_of(graph, name):
+        operators = operators_of(graph, name)
+        for operator in operators:
             share, graded = path_into(graph, operator)
             unit = 1 / (neurons.power * neurons.gain)
             step = unit / share * (k if graded else 1.0)
-            grid = Grid(step, unit, high, bias_high, neurons.threshold, graded)
+            skip = len(operators) > 1 and isinstance(graph.nodes[operator], nir.Scale)
+            most = high * parallel if skip else high
+            grid = Grid(step, unit, most, bias_high, neurons.threshold, graded)
             shared = grids.get(operator)
             if shared is None:
                 nodes[operator] = _changed(graph.nodes[operator], neurons.change)
@@ -154,8 +165,8 @@ class _Neurons:
             after = 1.0
         if not is_power(after):
             raise GraphError(
-                f"{name}: its input gain is {after:g}, and it takes spikes without weights, or "
-                "shares an operator; their weight is exact for gains of 1, 1/2, 1/4 only: "
+                f"{name}: its input gain is {after:g}, and it shares an operator with another "
+                "population; that is exact for gains of 1, 1/2, 1/4 only: "
                 "use tau = 1, 2 or 4 steps"
             )
         nearest = round(math.log2(given.scale)) if free else math.floor(math.log2(given.scale))
@@ -185,18 +196,12 @@ def _unit_gain(decay: int) -> tuple[int, float]:
 
 
 def _changed(node: nir.NIRNode, factor: float) -> nir.NIRNode:
-    fields = {"weight": np.asarray(node.weight, np.float64) * factor}
-    if hasattr(node, "bias"):
-        fields["bias"] = np.asarray(node.bias, np.float64) * factor
-    return dataclasses.replace(node, **fields)
+    return with_weight(node, weight_of(node) * factor, bias_of(node) * factor)
 
 
 def _best_power(graph: nir.NIRGraph, operators: list[str], scale: float, high: int) -> float:
     """Return the power of two beside `scale` whose rounding of the weights costs less."""
-    weights = [
-        np.asarray(graph.nodes[name].weight, np.float64) * path_into(graph, name)[0]
-        for name in operators
-    ]
+    weights = [weight_of(graph.nodes[name]) * path_into(graph, name)[0] for name in operators]
     lower = 2.0 ** math.floor(math.log2(scale))
 
     def error(power: float) -> float:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
 import nir
+import numpy as np
+from numpy.typing import NDArray
 
 from stars_deploy.errors import GraphError
-from stars_deploy.graph.geometry import window_of
+from stars_deploy.graph.geometry import output_shapes, window_of
 from stars_deploy.graph.order import input_name, sources, targets
 
-LINEAR = (nir.Conv2d, nir.Affine, nir.Linear)
+LINEAR = (nir.Conv2d, nir.Affine, nir.Linear, nir.Scale)
 NEURONS = (nir.LIF, nir.IF)
 _POOLS = (nir.AvgPool2d, nir.SumPool2d)
 _KNOWN = (nir.Input, nir.Output, nir.Flatten, *LINEAR, *NEURONS, *_POOLS)
@@ -62,6 +65,54 @@ def is_free(graph: nir.NIRGraph, name: str) -> bool:
         isinstance(graph.nodes[item], LINEAR) and list(_after(graph, item)) == [name]
         for item in feeding
     )
+
+
+def weighted_shortcuts(graph: nir.NIRGraph) -> nir.NIRGraph:
+    """Return `graph` with a Scale node of factor 1 where spikes lead into neurons without weights.
+
+    Such an identity shortcut has weight 1 in any unit; a Scale can follow the unit.
+    """
+    nodes, edges = dict(graph.nodes), list(graph.edges)
+    shapes = output_shapes(graph)
+    for source, target in graph.edges:
+        behind = [source] if not isinstance(nodes[source], nir.Flatten) else _before(graph, source)
+        if not isinstance(nodes[target], NEURONS) or any(
+            isinstance(nodes[item], LINEAR) for item in behind
+        ):
+            continue
+        name = f"{target}_from_{source}"
+        while name in nodes:
+            name += "_"
+        nodes[name] = nir.Scale(np.ones(shapes[source]))
+        at = edges.index((source, target))
+        edges[at : at + 1] = [(source, name), (name, target)]
+    return nir.NIRGraph(nodes, edges, metadata=graph.metadata, type_check=False)
+
+
+def weight_of(node: nir.NIRNode) -> NDArray[np.float64]:
+    """Return the weights of an operator; of a Scale one factor per channel, if they are uniform."""
+    if not isinstance(node, nir.Scale):
+        return np.asarray(node.weight, np.float64)
+    factors = np.asarray(node.scale, np.float64)
+    if factors.ndim == 3 and not np.ptp(factors, axis=(1, 2)).any():
+        return factors[:, :1, :1]
+    return factors
+
+
+def with_weight(
+    node: nir.NIRNode, weight: NDArray[np.float64], bias: NDArray[np.float64]
+) -> nir.NIRNode:
+    """Return an operator with other weights, in the axes of `weight_of`, and another bias."""
+    if isinstance(node, nir.Scale):
+        shape = np.shape(node.scale)
+        return dataclasses.replace(node, scale=np.broadcast_to(weight, shape).copy())
+    fields = {"weight": weight} | ({"bias": bias} if hasattr(node, "bias") else {})
+    return dataclasses.replace(node, **fields)
+
+
+def bias_of(node: nir.NIRNode) -> NDArray[np.float64]:
+    """Return the bias of an operator, zeros where it has none."""
+    return np.asarray(getattr(node, "bias", np.zeros(len(weight_of(node)))), np.float64)
 
 
 def path_into(graph: nir.NIRGraph, operator: str) -> tuple[float, bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import nir
@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from stars_deploy.config.recipe import Neuron
 from stars_deploy.distill.integer_grid import DECAY_ONE, Grid, Gridded
-from stars_deploy.distill.integer_paths import LINEAR, NEURONS
+from stars_deploy.distill.integer_paths import (
+    NEURONS,
+    bias_of,
+    weight_of,
+    with_weight,
+)
 from stars_deploy.graph.geometry import window_of
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.order import input_name, output_name, sources, topological_order
@@ -50,8 +55,8 @@ class _StraightThrough(torch.autograd.Function):
         return grad * inside, None
 
 
-class _Operator(nn.Module):
-    """A convolution or dense layer whose weights are kept in floats and used as integers.
+class Operator(nn.Module):
+    """A convolution, dense layer or Scale whose weights are kept in floats and used as integers.
 
     Parameters are relative: `weight` to the largest integer, `bias` to the threshold, so that one
     learning rate fits all. Weights that are zero stay zero: they are no synapses.
@@ -63,11 +68,10 @@ class _Operator(nn.Module):
         super().__init__()
         self.node, self.grid = node, grid
         self._message = k if grid.graded else 1.0  # messages per unit of the input
-        weight = np.asarray(node.weight, np.float64) / grid.step / grid.high
-        bias = np.asarray(getattr(node, "bias", np.zeros(len(weight))), np.float64)
-        self.weight = nn.Parameter(_float32(weight))
-        self.bias = nn.Parameter(_float32(bias / grid.bias_step / grid.threshold))
-        self.bias.requires_grad_(hasattr(node, "bias"))
+        self.weight = nn.Parameter(_float32(weight_of(node) / grid.step / grid.high))
+        self.bias = nn.Parameter(_float32(bias_of(node) / grid.bias_step / grid.threshold))
+        self.has_bias = hasattr(node, "bias")
+        self.bias.requires_grad_(self.has_bias)
         self.register_buffer("mask", self.weight.detach() != 0)
         self._window = window_of(name, node) if isinstance(node, nir.Conv2d) else None
         self._groups = int(node.groups) if self._window else 1
@@ -84,6 +88,8 @@ class _Operator(nn.Module):
         """Return W x + b for x [S, B, ...], in the graph's units."""
         weight, bias = self.numbers(rounded)
         weight, bias = weight * (self.grid.step / self._message), bias * self.grid.bias_step
+        if isinstance(self.node, nir.Scale):
+            return x * weight
         flat = x.flatten(0, 1)
         if self._window is None:
             y = F.linear(flat, weight, bias)
@@ -96,7 +102,7 @@ class _Operator(nn.Module):
 
     @torch.no_grad()
     def integers(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the weights, in the node's axes, and the biases [O]."""
+        """Return the weights, in the axes of `weight_of`, and the biases [O]."""
         weight, bias = self.numbers(rounded=True)
         return weight.cpu().long().numpy(), bias.cpu().long().numpy()
 
@@ -104,10 +110,9 @@ class _Operator(nn.Module):
         """Return the node with its integers times `growth`, rounded again, exactly on the grid."""
         grid = self.grid
         weight, bias = (np.rint(values * growth) for values in self.integers())
-        fields: dict[str, Any] = {"weight": weight.clip(-grid.high, grid.high) * grid.step}
-        if hasattr(self.node, "bias"):
-            fields["bias"] = bias.clip(-grid.bias_high, grid.bias_high) * grid.bias_step
-        return dataclasses.replace(self.node, **fields)
+        weight = weight.clip(-grid.high, grid.high) * grid.step
+        bias = bias.clip(-grid.bias_high, grid.bias_high) * grid.bias_step
+        return with_weight(self.node, weight, bias)
 
 
 class IntegerTwin(nn.Module):
@@ -123,14 +128,13 @@ class IntegerTwin(nn.Module):
         graph = gridded.graph
         metadata = metadata_of(graph)
         self.gridded, self.graph, self.k, self.T = gridded, graph, k, metadata.T
-        self._order = topological_order(graph)
-        self._sources = {name: sources(graph, name) for name in self._order}
-        self._input, self._output = input_name(graph), output_name(graph)
-        self._operators = {
-            name: _Operator(name, graph.nodes[name], grid, k)
-            for name, grid in gridded.grids.items()
+        self.order = topological_order(graph)
+        self.sources = {name: sources(graph, name) for name in self.order}
+        self.input, self.output = input_name(graph), output_name(graph)
+        self.by_name = {
+            name: Operator(name, graph.nodes[name], grid, k) for name, grid in gridded.grids.items()
         }
-        self.operators = nn.ModuleList(self._operators.values())
+        self.operators = nn.ModuleList(self.by_name.values())
         self.neurons = {
             name: _neuron(node, neuron, metadata.dt)
             for name, node in graph.nodes.items()
@@ -145,28 +149,39 @@ class IntegerTwin(nn.Module):
         """
         values: dict[str, Tensor] = {}
         spikes: dict[str, Tensor] = {}
-        for name in self._order:
-            if name == self._input:
+        for name in self.order:
+            if name == self.input:
                 values[name] = messages[None]
                 continue
-            x = self._sum([values[source] for source in self._sources[name]])
-            node = self.graph.nodes[name]
-            if isinstance(node, NEURONS):
-                neuron, drive = self.neurons[name]
-                current = x if drive == 1 else x * drive
-                x = spikes[name] = spike_train(current, self.T, neuron)
-            elif isinstance(node, LINEAR):
-                x = self._operators[name](x, rounded)
-            elif isinstance(node, nir.Flatten):
-                x = x.flatten(2)
-            elif name != self._output:
-                x = _pool(name, node, x)
-            values[name] = x
-        return Outcome(values[self._output].mean(0), spikes)
+            values[name] = self.value(name, self.drive(name, values), rounded)
+            if name in self.neurons:
+                spikes[name] = values[name]
+        return Outcome(values[self.output].mean(0), spikes)
+
+    def drive(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
+        """Return what a node takes: the sum of the values of its sources."""
+        parts = [values[source] for source in self.sources[name]]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def value(self, name: str, x: Tensor, rounded: bool) -> Tensor:
+        """Return what a node that is no input makes of x [S, B, ...]."""
+        node = self.graph.nodes[name]
+        if name in self.neurons:
+            neuron, factor = self.neurons[name]
+            return spike_train(x if factor == 1 else x * factor, self.T, neuron)
+        if name in self.by_name:
+            made: Tensor = self.by_name[name](x, rounded)
+            return made
+        if isinstance(node, nir.Flatten):
+            return x.flatten(2)
+        return x if name == self.output else _pool(name, node, x)
 
     def integers(self) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Return weights and biases per operator."""
-        return {name: operator.integers() for name, operator in self._operators.items()}
+        return {name: operator.integers() for name, operator in self.by_name.items()}
 
     def to_graph(self, growth: float = 1.0) -> nir.NIRGraph:
         """Return the graph with the integers that were trained, exactly on the grid.
@@ -174,17 +189,10 @@ class IntegerTwin(nn.Module):
         growth: a factor of all integers, to see whether there is room for larger ones.
         """
         nodes = dict(self.graph.nodes)
-        for name, operator in self._operators.items():
+        for name, operator in self.by_name.items():
             nodes[name] = operator.to_node(growth)
         edges = list(self.graph.edges)
         return nir.NIRGraph(nodes, edges, metadata=self.graph.metadata, type_check=False)
-
-    @staticmethod
-    def _sum(parts: list[Tensor]) -> Tensor:
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total
 
 
 def _neuron(node: nir.LIF | nir.IF, like: Neuron, dt: float) -> tuple[Neuron, float]:

@@ -16,8 +16,9 @@ from stars_deploy.config.profile import Profile, load_profile
 from stars_deploy.config.recipe import Recipe
 from stars_deploy.console import Progress, no_progress
 from stars_deploy.distill import checkpoint
+from stars_deploy.distill.integer_bias import correct_biases
 from stars_deploy.distill.integer_finetune import Settings, train_integers
-from stars_deploy.distill.integer_twin import IntegerTwin
+from stars_deploy.distill.integer_twin import IntegerTwin, messages_of
 from stars_deploy.errors import DoesNotFit, InputError, WeightsError
 from stars_deploy.files import atomic_directory, sha256, write_json, write_text
 from stars_deploy.graph.geometry import input_shape, output_shapes
@@ -32,7 +33,7 @@ from stars_deploy.targets.loihi import LoweredNetwork, lower
 from stars_deploy.targets.loihi.host import takes_biases
 from stars_deploy.workflow.distill import threads
 from stars_deploy.workflow.finetune_grid import choose_grid, inexact, with_bits
-from stars_deploy.workflow.finetune_measure import Measurements
+from stars_deploy.workflow.finetune_measure import Measurements, spread
 from stars_deploy.workflow.provenance import hardware, versions
 from stars_deploy.workflow.resume import recipe_of_run
 from stars_deploy.workflow.sources import Source, open_source, source_kind
@@ -40,6 +41,7 @@ from stars_deploy.workflow.sources import Source, open_source, source_kind
 __all__ = ["Settings", "finetune"]
 
 GRAPH, REPORT, METRICS, PROFILE = "graph.nir", "finetune.json", "metrics.jsonl", "profile.toml"
+CORRECTED = 128  # synthetic images that biases are corrected with
 Json = dict[str, Any]
 
 
@@ -137,6 +139,9 @@ def _trained(
     found.add_float("float_before", network, rounded=False)
     found.add_integers("integers_before", before)
     table = start.arrays["input_table"]
+    shown = lesson.pool[spread(len(lesson.pool), CORRECTED)]
+    correct_biases(network, messages_of(shown, table).to(found.device))
+    found.add_integers("integers_corrected", _lowered(network.to_graph(), network, profile))
     lines = train_integers(
         network, lesson.teacher, lesson.pool, table, lesson.recipe, settings, progress
     )

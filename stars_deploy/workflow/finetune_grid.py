@@ -15,6 +15,7 @@ from stars_deploy.distill.integer_twin import IntegerTwin
 from stars_deploy.errors import DoesNotFit, RecipeError
 from stars_deploy.graph.order import output_name
 from stars_deploy.targets.loihi import Analysis, LoweredNetwork, analyse
+from stars_deploy.targets.loihi.quantise import PARALLEL
 
 FEWEST_BITS = 2  # one bit holds no integers but 0 and -1
 SMALLER = 0.8  # a scale that overflows is made smaller by this, down to
@@ -127,4 +128,4 @@ def _grid(
     arithmetic: Any = profile.arithmetic
     high = (1 << (arithmetic.weight_bits.value - 1)) - 1
     bias_high = (1 << arithmetic.bias_magnitude_bits.value) - 1
-    return on_grid(graph, populations, readout, k, high, bias_high)
+    return on_grid(graph, populations, readout, k, high, bias_high, PARALLEL)

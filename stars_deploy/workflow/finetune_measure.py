@@ -20,7 +20,7 @@ from stars_deploy.simulate.integer.engine import build_engine
 from stars_deploy.targets.loihi import LoweredNetwork
 
 BATCH = 250
-SYNTHETIC = 1000  # synthetic images that agreement is measured on, spread over the pool
+SYNTHETIC = 500  # synthetic images that agreement is measured on, spread over the pool
 COMPARED = 32  # of those, images whose every spike is compared
 
 Classes = NDArray[np.int64]
@@ -42,8 +42,7 @@ class Measurements:
     def of(cls, pool: Tensor, teacher: Network, data: Data, spec: str | None) -> Measurements:
         """Ask the teacher, and open the labelled images `spec` if it is not None."""
         device = next(teacher.parameters()).device
-        chosen = torch.linspace(0, len(pool) - 1, min(len(pool), SYNTHETIC)).long()
-        images = pool[chosen].numpy()
+        images = pool[spread(len(pool), SYNTHETIC)].numpy()
 
         def answer(part: Images) -> Tensor:
             logits: Tensor = teacher(to_input(part, data, device))
@@ -103,6 +102,11 @@ class Measurements:
             label = data_label(spec, self.data)
             result["accuracy"] = {"data": label, "n": len(self.labelled[1]), **self.accuracy}
         return result
+
+
+def spread(available: int, wanted: int) -> Tensor:
+    """Return up to `wanted` indices, evenly over `available` images."""
+    return torch.linspace(0, available - 1, min(available, wanted)).long()
 
 
 @torch.no_grad()
