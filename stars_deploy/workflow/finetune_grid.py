@@ -15,7 +15,7 @@ from stars_deploy.distill.integer_twin import IntegerTwin
 from stars_deploy.errors import DoesNotFit, RecipeError
 from stars_deploy.graph.order import output_name
 from stars_deploy.targets.loihi import Analysis, LoweredNetwork, analyse
-from stars_deploy.targets.loihi.quantise import PARALLEL
+from stars_deploy.targets.loihi.target import PARALLEL
 
 FEWEST_BITS = 2  # one bit holds no integers but 0 and -1
 SMALLER = 0.8  # a scale that overflows is made smaller by this, down to
