@@ -360,6 +360,24 @@ def test_cores_are_counted_from_neurons():
 def test_unknown_limits_are_said_to_be_unchecked():
     (finding,) = [f for f in check(small(), LOIHI2) if f.code == "limits_unknown"]
     assert "input_axons_per_core" in finding.message and finding.severity == "info"
+    assert "cores_per_chip" not in finding.message  # loihi2 says it
+
+
+@pytest.mark.parametrize(
+    "limit", ["cores_per_chip", "neurons_per_core", "synaptic_memory_per_core_bit"]
+)
+def test_a_size_that_a_profile_leaves_out_is_said_to_be_unchecked(limit):
+    content = LOIHI2.model_dump(by_alias=True)
+    content["limits"][limit] = None
+    profile = type(LOIHI2).model_validate(content)
+    (finding,) = [f for f in check(small(), profile) if f.code == "limits_unknown"]
+    assert limit in finding.message
+
+
+def test_a_chip_with_kinds_of_cores_says_their_sizes():
+    found = check(without_leak(small()), load_profile("speck2f"))
+    (finding,) = [f for f in found if f.code == "limits_unknown"]
+    assert "cores_per_chip" not in finding.message
 
 
 @pytest.mark.parametrize(("steps", "warned"), [(1, False), (3, True), (4, False), (6, True)])

@@ -171,6 +171,23 @@ def test_unknown_profile(command, exported):
     fails(2, *words, says=["loihi3", "loihi"])
 
 
+def test_check_says_what_its_exit_code_means(exported, tmp_path):
+    assert "fits profile loihi2" in invoke("check", exported).stderr
+    fails(2, "check", exported, "--profile", "speck2f", says=["cannot run on profile speck2f"])
+    chip = tmp_path / "chip.toml"
+    text = asset("hardware_profiles", "loihi2.toml").read_text()
+    chip.write_text(
+        text.replace("neurons_per_core = { value = 8192", "neurons_per_core = { value = 1")
+    )
+    fails(4, "check", exported, "--profile", chip, says=["does not fit profile"])
+
+
+def test_simulate_and_validate_say_which_images(exported):
+    for command in ("simulate", "validate"):
+        said = " ".join(invoke(command, exported).stderr.split())  # a title may take two lines
+        assert "16 golden (random) images" in said
+
+
 # ---- teachers --------------------------------------------------------------------------------
 
 

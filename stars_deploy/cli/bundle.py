@@ -12,6 +12,7 @@ from stars_deploy import console
 from stars_deploy.cli.base import command, next_step, quoted
 from stars_deploy.cli.reading import Classes, Dt, Gain, ImageShape, Mean, Std, Steps
 from stars_deploy.cli.tables import show_findings, show_placement, show_simulation, show_validation
+from stars_deploy.errors import DoesNotFit
 
 Source = Annotated[Path, typer.Argument(help="A run, a bundle or a .nir file.")]
 Profile = Annotated[str, typer.Option(help="Hardware profile: a name or a TOML file.")]
@@ -97,6 +98,8 @@ def check(
         missing = f"Nothing could be placed: {picture} is not written."
         console.say(f"Picture: {picture}" if result["picture"] else missing)
     if result["exit_code"]:
+        verdict = "does not fit" if result["exit_code"] == DoesNotFit.exit_code else "cannot run on"
+        console.say(f"{source} {verdict} profile {profile}: see the errors above.")
         raise typer.Exit(result["exit_code"])
     console.say(f"{source} fits profile {profile}.")
     options = f"--profile {quoted(profile)}{option_text(reading)}"

@@ -58,7 +58,8 @@ def show_simulation(result: Json) -> None:
     """Accuracy, spikes per layer and modeled energy of one engine."""
     engine = result["engine"]
     accuracy = _percent(result["accuracy"])
-    title = f"{engine['name']} {engine['version']} ({engine['kind']}), {result['n']} images"
+    title = f"{engine['name']} {engine['version']} ({engine['kind']})"
+    title += f", {result['n']} {result['images']} images"
     rows = [(x["name"], x["neurons"], _percent(x["rate"]), x["spikes"]) for x in result["layers"]]
     console.show(f"{title}: accuracy {accuracy}", ("layer", "neurons", "rate", "spikes"), rows)
     _show_energy(result.get("energy") or [])
@@ -79,9 +80,13 @@ def _show_energy(energy: Sequence[Json]) -> None:
         console.say(f"Source: {source}")
 
 
+def _run_on(result: Json) -> str:
+    return f"on {result['n']} {result['images']} images, profile {result['profile']}"
+
+
 def show_validation(result: Json) -> None:
     """The verdict and the parity of every layer."""
-    show_parity(result, result["engine"], f"on {result['n']} images, profile {result['profile']}")
+    show_parity(result, result["engine"], _run_on(result))
     for other in result.get("also", []):
         show_parity(other, other["engine"], "the same images")
     accuracy = result["accuracy"]

@@ -16,6 +16,8 @@ from stars_deploy.targets.findings import Finding
 Array = NDArray[Any]
 Json = Mapping[str, Any]
 
+_SIZES = ("cores_per_chip", "neurons_per_core", "synaptic_memory_per_core_bit")
+_AXONS = ("input_axons_per_core", "output_axons_per_core")
 _SMALLER = "pool or stride before it, or halve the channels that feed it"
 # resource: what takes how much of it, and what to do
 _TEXTS = {
@@ -176,16 +178,13 @@ def _numbers(profile: Profile) -> dict[str, Any]:
 
 
 def _assumptions(profile: Profile) -> list[Finding]:
-    """Say what was not checked because it is not public, and what was only inferred."""
+    """Say what was not checked because the profile leaves it out, and what was only inferred."""
     found = []
     limits = profile.limits
-    absent = [
-        name
-        for name in ("input_axons_per_core", "output_axons_per_core")
-        if getattr(limits, name) is None
-    ]
+    sizes = () if limits.core_kinds else _SIZES
+    absent = [name for name in (*sizes, *_AXONS) if getattr(limits, name) is None]
     if absent:
-        message = f"not checked, because it is not public for {profile.name}: {', '.join(absent)}"
+        message = f"not checked, because profile {profile.name} leaves it out: {', '.join(absent)}"
         found.append(Finding("limits_unknown", "info", None, message))
     sharing = limits.convolution_sharing
     if sharing is not None and sharing.value and sharing.confidence not in ("code", "paper"):
