@@ -21,11 +21,14 @@ lava: install
 demo: lava
 	$(BIN)/stars-deploy demo --out $(DEMO)
 
+# Two files at a time on one thread each: torch's threads spin when they share their cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: lava
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lava
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: install
 	$(BIN)/ruff check .

@@ -132,6 +132,11 @@ def images_for(graph, count, seed=0):
     return random_networks.random_images(count, shape, seed)
 
 
+def named(options):
+    """The same in every process, unlike the address of a function."""
+    return "-".join(f"{key}={getattr(x, '__name__', x)}" for key, x in options.items()) or "plain"
+
+
 def integer_if(shape):
     return nir.IF(r=np.full(shape, 0.5), v_threshold=np.full(shape, 1.0))
 
@@ -148,7 +153,7 @@ def integer_if(shape):
         {"r": 2.0},
         {"neuron": integer_if},
     ],
-    ids=str,
+    ids=named,
 )
 def test_every_layer_given_the_same_inputs_equals_the_float_engine(options):
     for seed in range(6):
