@@ -18,6 +18,7 @@ from stars_deploy.simulate.integer.engine import build_engine
 from stars_deploy.simulate.reference import FloatEngine
 from stars_deploy.targets.loihi import analyse, lower
 from stars_deploy.targets.loihi import target as asked
+from stars_deploy.targets.loihi.quantise import parallel_parts
 from stars_deploy.targets.loihi.stages import stages_of
 from stars_deploy.validate.lowering import require_layers
 
@@ -275,9 +276,7 @@ def test_a_skip_takes_parallel_synapses_instead_of_the_scale(monkeypatch):
 
 
 def test_a_negative_skip_is_split_too():
-    parts = asked.parallel_parts(
-        np.array([[300, -300], [0, 5]]), asked.Ranges.of(LOIHI2.arithmetic)
-    )
+    parts = parallel_parts(np.array([[300, -300], [0, 5]]), asked.Ranges.of(LOIHI2.arithmetic))
     assert [part.tolist() for part in parts] == [
         [[127, -128], [0, 5]],
         [[127, -128], [0, 0]],

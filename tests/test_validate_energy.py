@@ -519,7 +519,8 @@ def test_the_table_keeps_sources_apart(capsys):
     rows = modeled(small(), activity(small()), load_profile("loihi2"))
     layers = [{"name": "lif1", "neurons": 32, "rate": 0.1, "spikes": 5}]
     engine = {"name": "float", "version": "1", "kind": "simulated"}
-    result = {"engine": engine, "accuracy": None, "n": 1, "layers": layers, "energy": rows}
+    result = {"engine": engine, "accuracy": None, "n": 1, "images": "random"}
+    result |= {"layers": layers, "energy": rows}
     show_simulation(result)
     shown = capsys.readouterr().err
     assert "Modeled energy and latency" in shown and "ratio_to_ann_int8" in shown
