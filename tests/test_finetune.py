@@ -2,18 +2,14 @@
 
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_cli import fails, invoke
 from tiny_distillation import DOCUMENT, tiny_model
-from typer.testing import CliRunner
+from watched import opened
 
-from stars_deploy.cli import _global_options_first
-from stars_deploy.cli.app import app
 from stars_deploy.config.profile import load_profile
 from stars_deploy.config.recipe import load_recipe
 from stars_deploy.distill import integer_finetune
@@ -65,18 +61,6 @@ def tuned(run, weights, tmp_path_factory):
     out = tmp_path_factory.mktemp("tuned") / "out"
     result = finetune(run, out, Settings(60, 0.01, 0), bits=3, weights=weights)
     return out, result
-
-
-def invoke(*words):
-    return CliRunner().invoke(app, _global_options_first([str(word) for word in words]))
-
-
-def fails(code, *words, says):
-    result = invoke(*words)
-    assert result.exit_code == code, result.output
-    for part in says:
-        assert part in result.stderr, result.stderr
-    assert "Traceback" not in result.output
 
 
 def test_few_bits_follow_the_teacher_better_after_training(tuned):
@@ -233,49 +217,20 @@ def test_divergence_and_ctrl_c_write_nothing(run, weights, tmp_path, monkeypatch
 
 # ---- without data ----------------------------------------------------------------------------
 
-WATCHED = """
-import json, os, sys
-import torch, torch._dynamo, safetensors.torch
-import stars_deploy.data
-from pathlib import Path
+IMPORTS = """
 from stars_deploy.distill.integer_finetune import Settings
 from stars_deploy.workflow.finetune import finetune
-
-def refuse(*args, **kwargs):
-    raise AssertionError("finetune asked for a data set")
-
-for name in ("load_data", "_open", "_npz", "_idx_folder", "_read_idx", "_named", "_evaluation"):
-    setattr(stars_deploy.data, name, refuse)
-seen = []
-def watch(event, args):
-    if event in ("open", "os.listdir", "os.scandir", "socket.connect", "subprocess.Popen"):
-        path = isinstance(args[0], (str, bytes))
-        seen.append((event, os.path.abspath(os.fsdecode(args[0])) if path else repr(args[0])))
-sys.addaudithook(watch)
+"""
+WORK = """
 run, weights, out = map(Path, sys.argv[1:])
 finetune(run, out, Settings(2, 0.01, 0), bits=4, weights=weights)
-print(json.dumps({"seen": seen, "datasets": "torchvision.datasets" in sys.modules}))
 """
 
 
 def test_finetune_opens_the_run_and_the_teacher_only(run, weights, tmp_path):
-    out = tmp_path / "result" / "out"
-    out.parent.mkdir()
-    words = [sys.executable, "-c", WATCHED, str(run), str(weights), str(out)]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=out.parent, timeout=300)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
-    code = [Path(prefix).resolve() for prefix in {*sys.path, sys.prefix, sys.base_prefix} if prefix]
-    system = [Path("/proc"), Path("/dev"), Path("/sys")]
-    given, others = set(), set()
-    for event, name in report["seen"]:
-        path = Path(name)
-        if event not in ("open", "os.listdir", "os.scandir"):
-            others.add((event, name))
-        elif path.is_relative_to(run) or path == weights:
-            given.add(path.name)
-        elif not any(path.is_relative_to(place) for place in (out.parent, *code, *system)):
-            others.add((event, name))
+    given, others = opened(
+        IMPORTS, WORK, [run, weights, tmp_path / "out"], tmp_path, [run, weights]
+    )
     assert given == {
         "recipe.toml",
         "student.safetensors",
@@ -284,7 +239,6 @@ def test_finetune_opens_the_run_and_the_teacher_only(run, weights, tmp_path):
         "teacher.safetensors",
     }
     assert others == set()
-    assert not report["datasets"]
 
 
 assert DOCUMENT["pool"]["max_images"] == 60  # what the numbers above count on
