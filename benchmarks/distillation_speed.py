@@ -21,9 +21,9 @@ import torch
 from common import environment, save, spread
 
 from stars_deploy.config.recipe import Recipe, find_recipe, load_recipe
-from stars_deploy.distill.kd import kd_loss
-from stars_deploy.distill.schedule import Step, synthetic_images
-from stars_deploy.distill.session import Session
+from stars_deploy.distillation.kd import kd_loss
+from stars_deploy.distillation.schedule import Step, synthetic_images
+from stars_deploy.distillation.session import Session
 from stars_deploy.networks.images import to_input
 from stars_deploy.networks.weights import load_teacher
 

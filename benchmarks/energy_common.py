@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stars_deploy.graph.metadata import DT, GraphMetadata, with_metadata
-from stars_deploy.simulate.lava.environment import cache_dir
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.lava.environment import cache_dir
+from stars_deploy.simulation.reference import FloatEngine
 
 IMAGE = (1, 8, 8)
 POPULATIONS = {"lif1": (8, 4, 4), "lif2": (16, 2, 2), "fc": (10,)}

@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 
 from stars_deploy.config.profile import load_profile
 from stars_deploy.graph.metadata import metadata_of
-from stars_deploy.simulate.energy.activity import CountingEngine
-from stars_deploy.simulate.energy.events import Events, events_of, input_on_host
-from stars_deploy.simulate.energy.model import modeled
-from stars_deploy.simulate.operators import operator_of
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.energy.activity import CountingEngine
+from stars_deploy.simulation.energy.events import Events, events_of, input_on_host
+from stars_deploy.simulation.energy.model import modeled
+from stars_deploy.simulation.operators import operator_of
+from stars_deploy.simulation.reference import FloatEngine
 
 SANAFE = "2.2.9"
 NAMES = ("lif1", "lif2", "fc")

@@ -79,7 +79,7 @@ def integers(bench: Bench, bits: int, updates: int | None, seed: int) -> dict[st
     """Measure integers of so many bits: as lowered (updates None), or fine-tuned."""
     from stars_deploy.config.profile import load_profile
     from stars_deploy.graph.reader import read_graph
-    from stars_deploy.simulate.integer.engine import build_engine
+    from stars_deploy.simulation.integer.engine import build_engine
     from stars_deploy.targets.loihi import lower
     from stars_deploy.workflow.finetune import Settings, finetune
     from stars_deploy.workflow.finetune_grid import with_bits

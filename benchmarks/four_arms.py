@@ -28,8 +28,8 @@ from common import environment, mean_and_sd, save
 
 from stars_deploy.config.recipe import Recipe, find_recipe, load_recipe
 from stars_deploy.data import load_data
-from stars_deploy.distill.schedule import Step, steps, totals
-from stars_deploy.distill.session import Session
+from stars_deploy.distillation.schedule import Step, steps, totals
+from stars_deploy.distillation.session import Session
 from stars_deploy.networks.weights import load_teacher
 from stars_deploy.workflow.distill import method
 from stars_deploy.workflow.evaluate import accuracy

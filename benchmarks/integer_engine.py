@@ -32,8 +32,8 @@ from stars_deploy.config.profile import load_profile
 from stars_deploy.config.recipe import load_recipe
 from stars_deploy.data import load_data
 from stars_deploy.graph.metadata import DT, GraphMetadata, with_metadata
-from stars_deploy.simulate.integer.engine import IntegerEngine, build_engine, open_engine
-from stars_deploy.simulate.lava.engine import LavaEngine
+from stars_deploy.simulation.integer.engine import IntegerEngine, build_engine, open_engine
+from stars_deploy.simulation.lava.engine import LavaEngine
 from stars_deploy.targets.loihi import lower
 
 ALTERNATIONS = 3

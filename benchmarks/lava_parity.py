@@ -26,9 +26,9 @@ from stars_deploy.graph.geometry import input_shape, output_shapes
 from stars_deploy.graph.groups import expand_kernel
 from stars_deploy.graph.metadata import DT, GraphMetadata, with_metadata
 from stars_deploy.graph.order import sources, spiking_nodes
-from stars_deploy.simulate.integer.engine import IntegerEngine, open_engine
-from stars_deploy.simulate.lava.engine import LavaEngine
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.integer.engine import IntegerEngine, open_engine
+from stars_deploy.simulation.lava.engine import LavaEngine
+from stars_deploy.simulation.reference import FloatEngine
 from stars_deploy.targets.loihi import Balance, lower
 from stars_deploy.workflow.sources import open_source
 

@@ -18,7 +18,7 @@ from stars_deploy.graph.canonical import canonical
 from stars_deploy.networks.families import build_student, seeded
 from stars_deploy.networks.to_nir import student_to_nir
 from stars_deploy.targets.loihi import Balance
-from stars_deploy.validate.check import examine
+from stars_deploy.validation.check import examine
 
 CASES: tuple[tuple[str, str, bool, Balance], ...] = (
     ("resnet20", "loihi2", True, "relay"),

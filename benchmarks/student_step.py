@@ -25,9 +25,9 @@ import torch
 from common import environment, save, spread
 
 from stars_deploy.config.recipe import Recipe, parse_recipe
-from stars_deploy.distill.kd import kd_loss
+from stars_deploy.distillation.kd import kd_loss
 from stars_deploy.networks.families import build_student, seeded
-from stars_deploy.simulate.lava.environment import cache_dir
+from stars_deploy.simulation.lava.environment import cache_dir
 
 SPIKINGJELLY = "2.0.0"
 HERE = Path(__file__).parent

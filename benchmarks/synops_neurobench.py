@@ -28,11 +28,11 @@ from energy_common import outside_python, random_images, small_network
 
 from stars_deploy.config.profile import load_profile
 from stars_deploy.graph.metadata import metadata_of
-from stars_deploy.simulate.energy.activity import CountingEngine
-from stars_deploy.simulate.energy.counts import ann_macs, synapses
-from stars_deploy.simulate.energy.events import events_of, input_on_host
-from stars_deploy.simulate.operators import operator_of
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.energy.activity import CountingEngine
+from stars_deploy.simulation.energy.counts import ann_macs, synapses
+from stars_deploy.simulation.energy.events import events_of, input_on_host
+from stars_deploy.simulation.operators import operator_of
+from stars_deploy.simulation.reference import FloatEngine
 
 NEUROBENCH = "2.3.0"
 LAYERS = ("conv1", "conv2", "fc")

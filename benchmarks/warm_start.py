@@ -19,8 +19,8 @@ from common import environment, save
 
 from stars_deploy.config.recipe import Recipe, find_recipe, load_recipe
 from stars_deploy.data import data_label, load_data
-from stars_deploy.distill.schedule import Step, steps
-from stars_deploy.distill.session import Session
+from stars_deploy.distillation.schedule import Step, steps
+from stars_deploy.distillation.session import Session
 from stars_deploy.networks.base import Network
 from stars_deploy.networks.weights import load_teacher
 from stars_deploy.workflow.evaluate import accuracy

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stars_deploy.simulate.recording import EngineInfo, Recording
+from stars_deploy.simulation.recording import EngineInfo, Recording
 
 T, SIZE, CLASSES = 4, 6, 3
 

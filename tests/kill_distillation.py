@@ -18,7 +18,7 @@ from pathlib import Path
 from tiny_distillation import results, tiny_model
 
 from stars_deploy.config.recipe import load_recipe
-from stars_deploy.distill import checkpoint
+from stars_deploy.distillation import checkpoint
 from stars_deploy.workflow.distill import distill
 
 for library in ("matplotlib.figure", "matplotlib.backends.backend_agg", "torch._dynamo"):

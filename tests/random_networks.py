@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from stars_deploy.graph.geometry import Window
 from stars_deploy.graph.groups import expand_kernel
 from stars_deploy.graph.metadata import DT, GraphMetadata, with_metadata
-from stars_deploy.simulate.recording import Recording
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.recording import Recording
+from stars_deploy.simulation.reference import FloatEngine
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]

@@ -19,7 +19,7 @@ from residual_builder import Dag
 
 from stars_deploy.graph.groups import expand_kernel
 from stars_deploy.graph.metadata import DT, GraphMetadata
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.reference import FloatEngine
 
 TAUS = (1.0, 4 / 3, 1.5, 2.0, 2.7, 4.0)
 READOUTS = ("affine", "li", "spikes")

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from random_networks import full, random_images
 
 from stars_deploy.graph.metadata import DT, GraphMetadata, with_metadata
-from stars_deploy.simulate.neurons import run_neurons
-from stars_deploy.simulate.operators import operator_of
+from stars_deploy.simulation.neurons import run_neurons
+from stars_deploy.simulation.operators import operator_of
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]

@@ -15,7 +15,7 @@ from stars_deploy.config.recipe import load_recipe
 from stars_deploy.errors import BundleError, GraphError, InputError
 from stars_deploy.graph.writer import write_graph
 from stars_deploy.networks.weights import save_weights
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.reference import FloatEngine
 from stars_deploy.targets.bundle import open_bundle, read_golden
 from stars_deploy.workflow import samples
 from stars_deploy.workflow.export import export
@@ -181,7 +181,7 @@ def test_incomplete_training_is_bad_input(run, tmp_path):
 def test_golden_images_of_a_run_are_its_latest_synthetic_ones(run, tmp_path):
     import torch
 
-    from stars_deploy.distill import checkpoint
+    from stars_deploy.distillation import checkpoint
 
     pool = small_recipes.random_images(9, (1, 12, 12), 5)
     checkpoint.save(run, {"session": {"pool": {"images": torch.from_numpy(pool)}}})

@@ -17,7 +17,7 @@ from stars_deploy.errors import DoesNotFit, GraphError
 from stars_deploy.graph.metadata import GraphMetadata, with_metadata
 from stars_deploy.targets.findings import LIMIT_CODES
 from stars_deploy.targets.loihi import analyse, lower
-from stars_deploy.validate.check import _with_graded_input, check, examine, exit_code
+from stars_deploy.validation.check import _with_graded_input, check, examine, exit_code
 
 LOIHI1, LOIHI2 = load_profile("loihi1"), load_profile("loihi2")
 
@@ -224,8 +224,8 @@ def test_too_many_cores_say_what_would_hold_the_network():
 
 def test_a_system_that_is_too_small_is_not_recommended():
     """128 channels of 256x256 are 1024 cores of 8192 neurons: more than Kapoho Point has."""
-    from stars_deploy.simulate.placement.place import place
-    from stars_deploy.validate.placement import placement_findings
+    from stars_deploy.simulation.placement.place import place
+    from stars_deploy.validation.placement import placement_findings
 
     built = Document((1, 256, 256))
     built.conv("input", "a", 128, kernel=1)
@@ -250,8 +250,8 @@ def test_sharing_is_offered_where_it_is_not_declared():
 
 def test_every_limit_of_a_placement_is_worded():
     """Each resource becomes a finding with layer, need, limit and remedy, and exit code 4."""
-    from stars_deploy.simulate.placement.place import Misfit, place
-    from stars_deploy.validate import placement as wording
+    from stars_deploy.simulation.placement.place import Misfit, place
+    from stars_deploy.validation import placement as wording
 
     network = lower(small(), LOIHI2)
     fitting = place(network.document, network.arrays, LOIHI2)
@@ -474,7 +474,7 @@ def test_a_graph_with_one_output_is_checked_and_exported(tmp_path):
 
 
 def test_what_netx_would_change_is_a_warning_and_no_netx_file_is_written(tmp_path):
-    from stars_deploy.simulate.integer.engine import open_engine
+    from stars_deploy.simulation.integer.engine import open_engine
     from stars_deploy.workflow.export import write_loihi
 
     graph = small()

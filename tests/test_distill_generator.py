@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stars_deploy.distill.randomness import make_rng
-from stars_deploy.distill.synthesis.generator import (
+from stars_deploy.distillation.randomness import make_rng
+from stars_deploy.distillation.synthesis.generator import (
     NayerGenerator,
     NoisyLayers,
     Trunk,

@@ -10,8 +10,8 @@ from PIL import Image
 from tiny_distillation import DOCUMENT, results, tiny_model, tiny_teacher
 
 from stars_deploy.config.recipe import load_recipe
-from stars_deploy.distill import checkpoint
-from stars_deploy.distill.session import Session
+from stars_deploy.distillation import checkpoint
+from stars_deploy.distillation.session import Session
 from stars_deploy.errors import InputError
 from stars_deploy.networks.weights import load_teacher, save_weights
 from stars_deploy.workflow.compare import compare
@@ -185,7 +185,7 @@ def test_a_checkpoint_that_counted_no_images_is_continued(model, tmp_path):
 
 
 def test_images_that_no_png_can_hold_are_refused(model, tmp_path):
-    from stars_deploy.distill.image_folder import image_folder
+    from stars_deploy.distillation.image_folder import image_folder
 
     overrides = ["pool.dir=images", "data.shape=[2, 8, 8]", "data.mean=[0, 0]", "data.std=[1, 1]"]
     with pytest.raises(InputError, match="2 channels"):

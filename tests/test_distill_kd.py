@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stars_deploy.config.recipe import Kd
-from stars_deploy.distill.kd import feature_loss, kd_loss, learning_rate
+from stars_deploy.distillation.kd import feature_loss, kd_loss, learning_rate
 
 STUDENT = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
 TEACHER = torch.tensor([[3.0, 2.0, 1.0], [1.0, 0.0, -1.0]], dtype=torch.float64)

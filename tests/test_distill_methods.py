@@ -10,12 +10,12 @@ from small_recipes import lively_student, recipe
 from tiny_distillation import tiny_model
 
 from stars_deploy.config.recipe import load_recipe, parse_recipe
-from stars_deploy.distill.schedule import Step, steps, synthesis_steps, synthetic_images
-from stars_deploy.distill.session import METHODS, Session
-from stars_deploy.distill.stars import pooled, rca_loss
-from stars_deploy.distill.synthesis.base import Best
-from stars_deploy.distill.synthesis.contrast import Bank, Head, contrastive_loss, info_nce
-from stars_deploy.distill.synthesis.generator import Trunk
+from stars_deploy.distillation.schedule import Step, steps, synthesis_steps, synthetic_images
+from stars_deploy.distillation.session import METHODS, Session
+from stars_deploy.distillation.stars import pooled, rca_loss
+from stars_deploy.distillation.synthesis.base import Best
+from stars_deploy.distillation.synthesis.contrast import Bank, Head, contrastive_loss, info_nce
+from stars_deploy.distillation.synthesis.generator import Trunk
 from stars_deploy.networks.families import build_teacher, seeded
 from stars_deploy.networks.images import denormalise, normalise, random_resized_crop
 from stars_deploy.networks.weights import load_teacher

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stars_deploy.distill.pool import ImagePool, quantise
-from stars_deploy.distill.randomness import make_rng
+from stars_deploy.distillation.pool import ImagePool, quantise
+from stars_deploy.distillation.randomness import make_rng
 
 SHAPE = (1, 1, 1)
 

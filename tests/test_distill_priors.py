@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from stars_deploy.distill.priors import (
+from stars_deploy.distillation.priors import (
     BatchNormProbe,
     Moments,
     adversarial_loss,

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from stars_deploy.cli.app import app
 from stars_deploy.config.recipe import load_recipe
-from stars_deploy.distill.session import Session
+from stars_deploy.distillation.session import Session
 from stars_deploy.workflow.distill import distill
 
 CHANGES = ["run.seed=5", "kd.lr=0.03", "synthesis.method=nayer"]

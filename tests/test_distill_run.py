@@ -9,10 +9,10 @@ import torch
 from tiny_distillation import results, tiny_model
 
 from stars_deploy.config.recipe import load_recipe
-from stars_deploy.distill import checkpoint, kd, loop
-from stars_deploy.distill.schedule import Step, steps, totals
-from stars_deploy.distill.session import Session
-from stars_deploy.distill.synthesis import nayer
+from stars_deploy.distillation import checkpoint, kd, loop
+from stars_deploy.distillation.schedule import Step, steps, totals
+from stars_deploy.distillation.session import Session
+from stars_deploy.distillation.synthesis import nayer
 from stars_deploy.errors import InputError, StarsError, TrainingDiverged, WeightsError
 from stars_deploy.networks.weights import load_student, load_teacher
 from stars_deploy.workflow.distill import distill, plan

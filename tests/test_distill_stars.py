@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from small_recipes import recipe
 
 from stars_deploy.config.recipe import Neuron, Stars
-from stars_deploy.distill.layers import compared_layers
-from stars_deploy.distill.stars import (
+from stars_deploy.distillation.layers import compared_layers
+from stars_deploy.distillation.stars import (
     StarsLoss,
     firing_thresholds,
     layer_weights,

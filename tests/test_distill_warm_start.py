@@ -6,14 +6,14 @@ from tiny_distillation import DOCUMENT, tiny_teacher
 from torch import nn
 
 from stars_deploy.config.recipe import Neuron, parse_recipe
-from stars_deploy.distill.rate_fit import (
+from stars_deploy.distillation.rate_fit import (
     MIN_GAIN,
     fit_gaussian,
     fit_samples,
     threshold_currents,
 )
-from stars_deploy.distill.warm_start import analytic_start, calibrate, twins
-from stars_deploy.distill.weight_refit import refit_conv, refit_linear, ridge_correction
+from stars_deploy.distillation.warm_start import analytic_start, calibrate, twins
+from stars_deploy.distillation.weight_refit import refit_conv, refit_linear, ridge_correction
 from stars_deploy.errors import InputError
 from stars_deploy.networks.base import Network
 from stars_deploy.networks.families import build_student, seeded

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from stars_deploy.errors import EngineError
-from stars_deploy.simulate.lava import environment as lava_environment
-from stars_deploy.simulate.lava import probe as lava_probe
-from stars_deploy.simulate.recording import EngineInfo, Recording
+from stars_deploy.simulation.lava import environment as lava_environment
+from stars_deploy.simulation.lava import probe as lava_probe
+from stars_deploy.simulation.recording import EngineInfo, Recording
 from stars_deploy.workflow import doctor as workflow
 from stars_deploy.workflow.doctor import doctor
 

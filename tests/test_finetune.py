@@ -12,8 +12,8 @@ from watched import opened
 
 from stars_deploy.config.profile import load_profile
 from stars_deploy.config.recipe import load_recipe
-from stars_deploy.distill import integer_finetune
-from stars_deploy.distill.integer_finetune import Settings
+from stars_deploy.distillation import integer_finetune
+from stars_deploy.distillation.integer_finetune import Settings
 from stars_deploy.errors import InputError
 from stars_deploy.graph.reader import read_graph
 from stars_deploy.graph.writer import write_graph
@@ -218,7 +218,7 @@ def test_divergence_and_ctrl_c_write_nothing(run, weights, tmp_path, monkeypatch
 # ---- without data ----------------------------------------------------------------------------
 
 IMPORTS = """
-from stars_deploy.distill.integer_finetune import Settings
+from stars_deploy.distillation.integer_finetune import Settings
 from stars_deploy.workflow.finetune import finetune
 """
 WORK = """

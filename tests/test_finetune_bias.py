@@ -10,9 +10,9 @@ from random_networks import lif, random_images
 from test_finetune_grid import LOIHI2, residual
 
 from stars_deploy.config.recipe import Neuron
-from stars_deploy.distill.integer_bias import correct_biases
-from stars_deploy.distill.integer_grid import Population, on_grid
-from stars_deploy.distill.integer_twin import IntegerTwin, messages_of
+from stars_deploy.distillation.integer_bias import correct_biases
+from stars_deploy.distillation.integer_grid import Population, on_grid
+from stars_deploy.distillation.integer_twin import IntegerTwin, messages_of
 from stars_deploy.graph.metadata import GraphMetadata, with_metadata
 from stars_deploy.targets.loihi import lower
 from stars_deploy.workflow.finetune_grid import choose_grid, inexact, with_bits

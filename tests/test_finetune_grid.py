@@ -11,15 +11,15 @@ from random_networks import lif, random_graph, random_images
 
 from stars_deploy.config.profile import load_profile
 from stars_deploy.config.recipe import Neuron
-from stars_deploy.distill.integer_grid import DECAY_ONE, Grid, Population, _unit_gain, on_grid
-from stars_deploy.distill.integer_twin import IntegerTwin, Operator, messages_of, round_clipped
+from stars_deploy.distillation.integer_grid import DECAY_ONE, Grid, Population, _unit_gain, on_grid
+from stars_deploy.distillation.integer_twin import IntegerTwin, Operator, messages_of, round_clipped
 from stars_deploy.errors import GraphError, RecipeError
 from stars_deploy.graph.geometry import input_shape
 from stars_deploy.graph.metadata import DT, GraphMetadata, with_metadata
 from stars_deploy.graph.reader import read_graph
 from stars_deploy.graph.writer import write_graph
-from stars_deploy.simulate.integer.engine import build_engine
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.integer.engine import build_engine
+from stars_deploy.simulation.reference import FloatEngine
 from stars_deploy.targets.loihi import analyse, lower
 from stars_deploy.workflow.finetune_grid import choose_grid, inexact, with_bits
 

@@ -21,9 +21,9 @@ from stars_deploy.graph.canonical import canonical
 from stars_deploy.graph.foreign import Reading, adopt
 from stars_deploy.graph.metadata import DT, GraphMetadata, metadata_of, with_metadata
 from stars_deploy.graph.reader import load_graph
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.reference import FloatEngine
 from stars_deploy.targets.bundle import read_golden
-from stars_deploy.validate.engines import build_engine
+from stars_deploy.validation.engines import build_engine
 from stars_deploy.workflow.export import write_onnx
 from stars_deploy.workflow.reading import option_text, parse_reading
 from stars_deploy.workflow.samples import golden_samples, lively_images

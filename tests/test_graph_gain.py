@@ -10,7 +10,7 @@ from random_networks import image_shape, lif, random_graph, random_images
 
 from stars_deploy.graph.gain import fold_gain, unfold_gain
 from stars_deploy.graph.metadata import DT, GraphMetadata, metadata_of, with_metadata
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.reference import FloatEngine
 
 
 def assert_same_outputs(one: nir.NIRGraph, other: nir.NIRGraph) -> None:

@@ -9,8 +9,8 @@ CODE = """
 import sys
 sys.modules["torch"] = None
 import stars_deploy.graph.gain, stars_deploy.graph.linear, stars_deploy.graph.reader
-import stars_deploy.graph.writer, stars_deploy.simulate.reference
-import stars_deploy.simulate.onnx_engine, stars_deploy.targets.onnx
+import stars_deploy.graph.writer, stars_deploy.simulation.reference
+import stars_deploy.simulation.onnx_engine, stars_deploy.targets.onnx
 """
 
 

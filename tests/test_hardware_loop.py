@@ -18,9 +18,9 @@ from stars_deploy.cli import _global_options_first
 from stars_deploy.cli.app import app
 from stars_deploy.errors import DataError
 from stars_deploy.files import sha256
-from stars_deploy.simulate.board_command import parse_command
-from stars_deploy.simulate.subprocesses import run_session
-from stars_deploy.simulate.trace import read_trace, seal_of
+from stars_deploy.simulation.board_command import parse_command
+from stars_deploy.simulation.subprocesses import run_session
+from stars_deploy.simulation.trace import read_trace, seal_of
 from stars_deploy.targets.bundle import open_bundle, read_golden, seal
 
 HERE = Path(__file__).parent
@@ -593,7 +593,7 @@ def test_only_a_board_s_run_describes_itself_as_measured():
 
 @pytest.mark.lava
 def test_lava_through_the_guide_s_command_and_its_replay(bundle, tmp_path, monkeypatch):
-    from stars_deploy.simulate.lava.environment import require_environment
+    from stars_deploy.simulation.lava.environment import require_environment
 
     here = shutil.copytree(bundle, tmp_path / "demo" / "bundle")
     monkeypatch.chdir(tmp_path)

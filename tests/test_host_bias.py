@@ -19,9 +19,9 @@ from test_loihi_lowering import chain, dense_graph, float_loop, lif
 
 from stars_deploy.config.profile import load_profile
 from stars_deploy.errors import BundleError, EngineError
-from stars_deploy.simulate.integer.bounds import reach
-from stars_deploy.simulate.integer.engine import IntegerEngine, build_engine
-from stars_deploy.simulate.integer.network import parse_network
+from stars_deploy.simulation.integer.bounds import reach
+from stars_deploy.simulation.integer.engine import IntegerEngine, build_engine
+from stars_deploy.simulation.integer.network import parse_network
 from stars_deploy.targets.loihi import analyse, lower
 from stars_deploy.targets.netx_rules import netx_problems
 

@@ -9,7 +9,7 @@ import slow_loihi
 from random_integer_networks import fires_everywhere, random_images
 
 from stars_deploy.errors import BundleError
-from stars_deploy.simulate.integer.engine import build_engine
+from stars_deploy.simulation.integer.engine import build_engine
 
 NETWORKS, CHUNKS = 120, 4
 

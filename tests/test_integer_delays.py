@@ -8,8 +8,8 @@ import pytest
 from lava_documents import connection, document, population
 
 from stars_deploy.errors import BundleError
-from stars_deploy.simulate.integer.engine import build_engine
-from stars_deploy.simulate.integer.network import parse_network
+from stars_deploy.simulation.integer.engine import build_engine
+from stars_deploy.simulation.integer.network import parse_network
 
 
 def late(source, target, weight, delay=1, **geometry):

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stars_deploy.errors import DataError, EngineError
-from stars_deploy.simulate.integer.bounds import reach
-from stars_deploy.simulate.integer.engine import IntegerEngine, build_engine
-from stars_deploy.simulate.integer.layer import Rule, unfolded_convolution, weighted_sums
-from stars_deploy.simulate.integer.network import parse_network
+from stars_deploy.simulation.integer.bounds import reach
+from stars_deploy.simulation.integer.engine import IntegerEngine, build_engine
+from stars_deploy.simulation.integer.layer import Rule, unfolded_convolution, weighted_sums
+from stars_deploy.simulation.integer.network import parse_network
 
 NETWORKS = 200
 

@@ -10,8 +10,8 @@ import random_integer_networks as networks
 
 from stars_deploy.errors import BundleError
 from stars_deploy.files import write_json, write_npz
-from stars_deploy.simulate.integer.engine import open_engine
-from stars_deploy.simulate.integer.network import LARGEST_RUN, parse_network
+from stars_deploy.simulation.integer.engine import open_engine
+from stars_deploy.simulation.integer.network import LARGEST_RUN, parse_network
 
 
 @functools.cache

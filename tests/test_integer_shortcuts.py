@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import slow_loihi
 
-from stars_deploy.simulate.integer.engine import build_engine
+from stars_deploy.simulation.integer.engine import build_engine
 
 
 def document(channels, groups, kernels, size=3, T=3):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from stars_deploy.cli import app as cli
 from stars_deploy.cli.base import command
-from stars_deploy.distill import checkpoint
+from stars_deploy.distillation import checkpoint
 
 COMMANDS = {
     "distill": ("distill.distill", ["distill", "--out", "x"], "same command with --resume goes on"),

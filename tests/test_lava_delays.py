@@ -12,10 +12,10 @@ from lava_documents import connection, document, population
 
 from stars_deploy.assets import asset
 from stars_deploy.files import write_json
-from stars_deploy.simulate.integer.engine import build_engine
-from stars_deploy.simulate.lava.environment import REMEDY, environment_status
-from stars_deploy.simulate.lava.worker import run_kit
-from stars_deploy.simulate.trace import read_trace
+from stars_deploy.simulation.integer.engine import build_engine
+from stars_deploy.simulation.lava.environment import REMEDY, environment_status
+from stars_deploy.simulation.lava.worker import run_kit
+from stars_deploy.simulation.trace import read_trace
 
 pytestmark = pytest.mark.lava
 

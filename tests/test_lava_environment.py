@@ -8,8 +8,8 @@ import pytest
 import uv
 
 from stars_deploy.errors import EngineError
-from stars_deploy.simulate.lava import environment as lava_environment
-from stars_deploy.simulate.lava.environment import (
+from stars_deploy.simulation.lava import environment as lava_environment
+from stars_deploy.simulation.lava.environment import (
     build_environment,
     cache_dir,
     environment_dir,

@@ -18,10 +18,10 @@ from random_residual import fires, random_residual_graph
 
 from stars_deploy.assets import asset
 from stars_deploy.config.profile import load_profile
-from stars_deploy.simulate.integer.engine import build_engine
-from stars_deploy.simulate.lava.environment import REMEDY, environment_status
-from stars_deploy.simulate.lava.worker import run_kit
-from stars_deploy.simulate.trace import read_trace
+from stars_deploy.simulation.integer.engine import build_engine
+from stars_deploy.simulation.lava.environment import REMEDY, environment_status
+from stars_deploy.simulation.lava.worker import run_kit
+from stars_deploy.simulation.trace import read_trace
 from stars_deploy.targets.loihi import lower
 
 pytestmark = pytest.mark.lava

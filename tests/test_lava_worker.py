@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from stars_deploy.errors import BundleError, EngineError
-from stars_deploy.simulate import subprocesses
-from stars_deploy.simulate.lava import environment as lava_environment
-from stars_deploy.simulate.lava.worker import run_kit
-from stars_deploy.simulate.subprocesses import TimedOut, run_session
+from stars_deploy.simulation import subprocesses
+from stars_deploy.simulation.lava import environment as lava_environment
+from stars_deploy.simulation.lava.worker import run_kit
+from stars_deploy.simulation.subprocesses import TimedOut, run_session
 
 # Starts a child as Lava does, one that ignores SIGTERM, and waits for ever.
 HANGING = """
@@ -34,7 +34,7 @@ if __name__ == "__main__":
 RUN_HANGING = """
 import sys
 from pathlib import Path
-from stars_deploy.simulate.lava.worker import run_kit
+from stars_deploy.simulation.lava.worker import run_kit
 run_kit(Path(sys.argv[1]), [sys.argv[2], "mild"])
 """
 

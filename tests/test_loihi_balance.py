@@ -8,8 +8,8 @@ from random_networks import random_images
 from residual_networks import conv, graph_of, head, lif
 
 from stars_deploy.config.profile import load_profile
-from stars_deploy.simulate.integer.engine import build_engine
-from stars_deploy.simulate.integer.network import parse_network
+from stars_deploy.simulation.integer.engine import build_engine
+from stars_deploy.simulation.integer.network import parse_network
 from stars_deploy.targets.findings import exit_code
 from stars_deploy.targets.loihi import analyse, lower
 from stars_deploy.targets.loihi.balance import balanced, synapses

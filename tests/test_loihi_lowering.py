@@ -11,8 +11,8 @@ import random_networks
 from stars_deploy.config.profile import load_profile
 from stars_deploy.graph.gain import fold_gain
 from stars_deploy.graph.metadata import DT, GraphMetadata, with_metadata
-from stars_deploy.simulate.integer.engine import build_engine, open_engine
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.integer.engine import build_engine, open_engine
+from stars_deploy.simulation.reference import FloatEngine
 from stars_deploy.targets.loihi import lower
 
 LOIHI2 = load_profile("loihi2")

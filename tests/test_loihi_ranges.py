@@ -10,7 +10,7 @@ import random_networks
 from stars_deploy.config.profile import load_profile
 from stars_deploy.errors import DoesNotFit, RecipeError
 from stars_deploy.graph.metadata import DT, GraphMetadata, with_metadata
-from stars_deploy.simulate.integer.engine import build_engine
+from stars_deploy.simulation.integer.engine import build_engine
 from stars_deploy.targets.loihi import analyse, lower
 from stars_deploy.targets.loihi.bounds import Drive, activation_range, peaks
 from stars_deploy.targets.loihi.quantise import quantise

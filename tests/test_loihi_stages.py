@@ -14,13 +14,13 @@ from residual_networks import conv, dyadic, flatten, graph_of, head, leaky, lif,
 from stars_deploy.config.profile import load_profile
 from stars_deploy.errors import BundleError
 from stars_deploy.graph.gain import fold_gain
-from stars_deploy.simulate.integer.engine import build_engine
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.integer.engine import build_engine
+from stars_deploy.simulation.reference import FloatEngine
 from stars_deploy.targets.loihi import analyse, lower
 from stars_deploy.targets.loihi import target as asked
 from stars_deploy.targets.loihi.quantise import parallel_parts
 from stars_deploy.targets.loihi.stages import stages_of
-from stars_deploy.validate.lowering import require_layers
+from stars_deploy.validation.lowering import require_layers
 
 LOIHI2 = load_profile("loihi2")
 IMAGES = random_images(6, (1, 6, 6), 1)

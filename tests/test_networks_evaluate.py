@@ -17,7 +17,7 @@ from stars_deploy.files import sha256, write_npz, write_text
 from stars_deploy.networks.images import to_input
 from stars_deploy.networks.to_nir import student_to_nir
 from stars_deploy.networks.weights import load_teacher, save_weights
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.reference import FloatEngine
 from stars_deploy.workflow import evaluate as evaluate_module
 from stars_deploy.workflow import teacher as teacher_module
 from stars_deploy.workflow.evaluate import accuracy, evaluate

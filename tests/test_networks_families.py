@@ -11,7 +11,7 @@ from small_recipes import random_images, recipe
 from torch import nn
 
 from stars_deploy.config.recipe import Recipe
-from stars_deploy.distill.priors import BatchNormProbe
+from stars_deploy.distillation.priors import BatchNormProbe
 from stars_deploy.errors import RecipeError
 from stars_deploy.graph.order import sources, spiking_nodes
 from stars_deploy.networks.base import Network
@@ -19,7 +19,7 @@ from stars_deploy.networks.families import FAMILIES, build_student, build_teache
 from stars_deploy.networks.images import to_input
 from stars_deploy.networks.layers import ConvBlock
 from stars_deploy.networks.to_nir import node_names, student_to_nir
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.reference import FloatEngine
 
 CPU = torch.device("cpu")
 # dfkd counts: family, arguments, classes, parameters, BatchNorms, their channels.

@@ -15,7 +15,7 @@ from norse.torch.functional.lif_box import (
 )
 
 from stars_deploy.config.recipe import Neuron
-from stars_deploy.distill.stars import firing_thresholds
+from stars_deploy.distillation.stars import firing_thresholds
 from stars_deploy.errors import RecipeError
 from stars_deploy.networks.fused import run
 from stars_deploy.networks.neuron import SpikingLayer, spike_train

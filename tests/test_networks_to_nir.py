@@ -25,7 +25,7 @@ from stars_deploy.networks.to_nir import (
     node_names,
     student_to_nir,
 )
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.reference import FloatEngine
 
 
 @pytest.mark.parametrize("decay_input", [True, False])

@@ -12,7 +12,7 @@ import pytest
 from random_networks import image_shape, random_graph, random_images
 
 from stars_deploy.files import read_npz, write_npz
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.reference import FloatEngine
 from stars_deploy.targets.onnx import build_onnx, build_step_onnx
 
 SCRIPT = Path(__file__).parents[1] / "export" / "run_onnx.py"

@@ -20,8 +20,8 @@ from stars_deploy.graph.gain import fold_gain
 from stars_deploy.graph.groups import expand_kernel
 from stars_deploy.graph.metadata import DT, GraphMetadata, metadata_of, with_metadata
 from stars_deploy.graph.order import spiking_nodes
-from stars_deploy.simulate.onnx_engine import OnnxEngine
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.onnx_engine import OnnxEngine
+from stars_deploy.simulation.reference import FloatEngine
 from stars_deploy.targets.onnx import build_onnx, build_step_onnx
 
 NEAR = 1e-5  # float32 may decide differently for margins |H - V_th| below this

@@ -10,7 +10,7 @@ import torch
 from tiny_distillation import tiny_model
 
 from stars_deploy.config.recipe import load_recipe
-from stars_deploy.distill.stars import firing_thresholds
+from stars_deploy.distillation.stars import firing_thresholds
 from stars_deploy.errors import InputError
 from stars_deploy.networks.images import to_input
 from stars_deploy.networks.weights import load_student

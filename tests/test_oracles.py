@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from stars_deploy.config.recipe import Neuron, Stars
-from stars_deploy.distill.kd import kd_loss
-from stars_deploy.distill.priors import (
+from stars_deploy.distillation.kd import kd_loss
+from stars_deploy.distillation.priors import (
     BatchNormProbe,
     Moments,
     adversarial_loss,
@@ -22,7 +22,7 @@ from stars_deploy.distill.priors import (
     bn_loss,
     jsd_loss,
 )
-from stars_deploy.distill.stars import (
+from stars_deploy.distillation.stars import (
     StarsLoss,
     _unit_rows,
     firing_thresholds,
@@ -35,7 +35,7 @@ from stars_deploy.distill.stars import (
 from stars_deploy.graph.metadata import DT
 from stars_deploy.networks.neuron import spike_train
 from stars_deploy.networks.surrogate import SURROGATES
-from stars_deploy.simulate.neurons import run_neurons
+from stars_deploy.simulation.neurons import run_neurons
 
 ORACLES = json.loads((Path(__file__).parent / "data" / "oracles.json").read_text())
 PROSE = {"note", "std", "x_shape", "P", "Q"}  # fields that describe a case in words

@@ -7,7 +7,7 @@ import pytest
 
 from stars_deploy.assets import asset
 from stars_deploy.config.recipe import Recipe, load_recipe
-from stars_deploy.distill.schedule import estimate
+from stars_deploy.distillation.schedule import estimate
 from stars_deploy.errors import RecipeError
 
 PAPER = json.loads((Path(__file__).parent / "data" / "paper_settings.json").read_text())

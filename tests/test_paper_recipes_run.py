@@ -11,8 +11,8 @@ import torch
 
 from stars_deploy.assets import asset
 from stars_deploy.config.recipe import load_recipe
-from stars_deploy.distill.schedule import steps
-from stars_deploy.distill.session import Session
+from stars_deploy.distillation.schedule import steps
+from stars_deploy.distillation.session import Session
 from stars_deploy.networks.families import TWIN, build_teacher, seeded
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ from lowered_shapes import Document, residual_network, s_resnet19, s_resnet20
 from stars_deploy.assets import asset
 from stars_deploy.config.profile import load_profile, parse_profile
 from stars_deploy.errors import InputError
-from stars_deploy.simulate.placement.place import message_hops, place
-from stars_deploy.simulate.placement.search import Stored, _starts, best_grid, demand_of
+from stars_deploy.simulation.placement.place import message_hops, place
+from stars_deploy.simulation.placement.search import Stored, _starts, best_grid, demand_of
 
 LOIHI2 = load_profile("loihi2")
 MESH = {"mesh_columns": 2, "mesh_rows": 2, "cores_per_tile": 1}
@@ -406,7 +406,7 @@ def test_every_count_against_single_synapses(built, limits, sharing):
 @settings(max_examples=40, deadline=None)
 @given(built=networks(), limits=LIMITS)
 def test_no_grid_of_equal_blocks_takes_fewer_cores(built, limits):
-    from stars_deploy.simulate.placement.links import link_of
+    from stars_deploy.simulation.placement.links import link_of
 
     shapes = built.shapes
     entries = built.document["connections"][1:]

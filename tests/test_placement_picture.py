@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from stars_deploy.cli.app import app
 from stars_deploy.config.profile import load_profile
 from stars_deploy.graph.writer import write_graph
-from stars_deploy.simulate.placement.place import place
-from stars_deploy.validate.placement_picture import _colours, draw_placement, fullness
+from stars_deploy.simulation.placement.place import place
+from stars_deploy.validation.placement_picture import _colours, draw_placement, fullness
 
 
 def pixels(path):

@@ -128,7 +128,7 @@ def test_one_file_is_enough_for_a_chip_of_ones_own(tmp_path):
     from test_check_findings import if_chain
 
     from stars_deploy.targets.loihi import lower
-    from stars_deploy.validate.check import examine
+    from stars_deploy.validation.check import examine
 
     (tmp_path / "mine.toml").write_text(OWN)
     profile = load_profile(tmp_path / "mine.toml")

@@ -11,7 +11,7 @@ from random_residual import BLOCKS, READOUTS, fires, random_residual_graph, rate
 from stars_deploy.graph.geometry import output_shapes, window_of
 from stars_deploy.graph.groups import find_groups
 from stars_deploy.graph.order import SPIKING, sources, targets
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.reference import FloatEngine
 
 SEEDS = 200
 

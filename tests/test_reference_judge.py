@@ -23,9 +23,9 @@ from stars_deploy.errors import DataError, EngineError
 from stars_deploy.graph.geometry import node_shape, output_shapes
 from stars_deploy.graph.metadata import GraphMetadata, metadata_of, with_metadata
 from stars_deploy.graph.order import sources, topological_order
-from stars_deploy.simulate import operators, reference
-from stars_deploy.simulate.operators import operator_of
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation import operators, reference
+from stars_deploy.simulation.operators import operator_of
+from stars_deploy.simulation.reference import FloatEngine
 
 Array = np.ndarray[Any, Any]
 

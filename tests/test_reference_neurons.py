@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from stars_deploy.graph.metadata import DT, GraphMetadata, with_metadata
-from stars_deploy.simulate.neurons import run_neurons
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.neurons import run_neurons
+from stars_deploy.simulation.reference import FloatEngine
 
 
 def neuron(kind: type = nir.LIF, tau: float = 2.0, r: float = 1.0, v0: float = 0.0) -> nir.NIRNode:

@@ -11,10 +11,10 @@ import random_networks
 from stars_deploy import files
 from stars_deploy.graph.metadata import GraphMetadata, metadata_of, with_metadata
 from stars_deploy.graph.writer import write_graph
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.reference import FloatEngine
 from stars_deploy.targets.bundle import Golden, write_golden, write_manifest
-from stars_deploy.validate.card import card_text
-from stars_deploy.validate.report import report_html
+from stars_deploy.validation.card import card_text
+from stars_deploy.validation.report import report_html
 from stars_deploy.workflow.samples import random_images
 
 HOSTILE = '<script>alert("1")</script>|`$x^2$`'

@@ -11,8 +11,8 @@ from random_residual import BLOCKS, random_residual_graph
 
 from stars_deploy.config.profile import load_profile
 from stars_deploy.graph.order import SPIKING, sources, topological_order
-from stars_deploy.simulate.integer.engine import build_engine
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.integer.engine import build_engine
+from stars_deploy.simulation.reference import FloatEngine
 from stars_deploy.targets.loihi import lower
 
 LOIHI2 = load_profile("loihi2")

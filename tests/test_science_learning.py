@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from stars_deploy.config.recipe import Recipe, load_recipe, parse_recipe
 from stars_deploy.data import load_data
-from stars_deploy.distill.schedule import steps
-from stars_deploy.distill.session import Session
+from stars_deploy.distillation.schedule import steps
+from stars_deploy.distillation.session import Session
 from stars_deploy.networks.base import Network
 from stars_deploy.networks.families import build_teacher, seeded
 from stars_deploy.networks.images import augment, to_input

@@ -25,16 +25,17 @@ ALLOWED = {
     "networks": BASE | {"graph"},
     "data": BASE | {"image_files"},
     "image_files": BASE,
-    "distill": BASE | {"graph", "networks"},
+    "distillation": BASE | {"graph", "networks"},
     "targets": BASE | {"graph"},
-    "simulate": BASE | {"graph"},
-    "validate": BASE | {"graph", "targets", "simulate"},
-    "workflow": BASE | {"graph", "networks", "data", "distill", "targets", "simulate", "validate"},
+    "simulation": BASE | {"graph"},
+    "validation": BASE | {"graph", "targets", "simulation"},
+    "workflow": BASE
+    | {"graph", "networks", "data", "distillation", "targets", "simulation", "validation"},
     "cli": BASE | {"workflow"},
     "": set(),
     "__main__": {"cli"},
 }
-TORCH_FREE = ("config", "graph", "targets", "simulate", "validate")
+TORCH_FREE = ("config", "graph", "targets", "simulation", "validation")
 
 
 def layer(dotted: str) -> str:

@@ -22,12 +22,12 @@ from stars_deploy.errors import DoesNotFit, EngineError, InputError
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.reader import read_graph
 from stars_deploy.graph.writer import write_graph
-from stars_deploy.simulate.integer.engine import build_engine
-from stars_deploy.simulate.reference import FloatEngine
-from stars_deploy.simulate.tally import tallies
+from stars_deploy.simulation.integer.engine import build_engine
+from stars_deploy.simulation.reference import FloatEngine
+from stars_deploy.simulation.tally import tallies
 from stars_deploy.targets.bundle import open_bundle
 from stars_deploy.targets.loihi import lower
-from stars_deploy.validate.sweep_plot import sweep_figure
+from stars_deploy.validation.sweep_plot import sweep_figure
 from stars_deploy.workflow import sweep as module
 from stars_deploy.workflow.simulate import simulate
 from stars_deploy.workflow.statistics import wilson

@@ -18,19 +18,19 @@ from stars_deploy.config.profile import load_profile
 from stars_deploy.graph.geometry import output_shapes
 from stars_deploy.graph.metadata import DT, GraphMetadata, metadata_of, with_metadata
 from stars_deploy.graph.order import spiking_nodes
-from stars_deploy.simulate.energy.activity import Activity, CountingEngine
-from stars_deploy.simulate.energy.counts import ann_macs, depths, fan_out, populations, synapses
-from stars_deploy.simulate.energy.events import (
+from stars_deploy.simulation.energy.activity import Activity, CountingEngine
+from stars_deploy.simulation.energy.counts import ann_macs, depths, fan_out, populations, synapses
+from stars_deploy.simulation.energy.events import (
     Events,
     PopulationEvents,
     Relay,
     events_of,
     relays_of,
 )
-from stars_deploy.simulate.energy.latency import bounds, placed
-from stars_deploy.simulate.energy.model import MAC_PJ, modeled
-from stars_deploy.simulate.operators import operator_of
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.energy.latency import bounds, placed
+from stars_deploy.simulation.energy.model import MAC_PJ, modeled
+from stars_deploy.simulation.operators import operator_of
+from stars_deploy.simulation.reference import FloatEngine
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"

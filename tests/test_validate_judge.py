@@ -5,11 +5,11 @@ import pytest
 from fake_engines import FakeEngine, changed, images, make_weights
 
 from stars_deploy.config.profile import Tolerances
-from stars_deploy.simulate.recording import EngineInfo
-from stars_deploy.validate import judge
-from stars_deploy.validate.counts import LayerParity, Parity
-from stars_deploy.validate.document import first_error, training_json
-from stars_deploy.validate.parity import Isolation, compare
+from stars_deploy.simulation.recording import EngineInfo
+from stars_deploy.validation import judge
+from stars_deploy.validation.counts import LayerParity, Parity
+from stars_deploy.validation.document import first_error, training_json
+from stars_deploy.validation.parity import Isolation, compare
 
 LOOSE = Tolerances(
     accuracy_delta=0.01, total_spikes_relative=0.03, layer_spikes_relative=0.1, source="test"

@@ -5,11 +5,11 @@ import pytest
 from fake_engines import FakeEngine, changed, images, make_weights
 
 from stars_deploy.errors import EngineError
-from stars_deploy.simulate.recording import EngineInfo, Recording
+from stars_deploy.simulation.recording import EngineInfo, Recording
 from stars_deploy.targets.findings import Finding
-from stars_deploy.validate.diagnosis import rounding
-from stars_deploy.validate.document import parity_json
-from stars_deploy.validate.parity import Isolation, compare
+from stars_deploy.validation.diagnosis import rounding
+from stars_deploy.validation.document import parity_json
+from stars_deploy.validation.parity import Isolation, compare
 
 UNKNOWN = np.full(24, -1)
 

@@ -12,9 +12,9 @@ import pytest
 
 from stars_deploy import files
 from stars_deploy.errors import BundleError, EngineError, InputError
-from stars_deploy.simulate.recording import Recording
+from stars_deploy.simulation.recording import Recording
 from stars_deploy.targets.bundle import open_bundle, read_golden, seal
-from stars_deploy.validate import engines
+from stars_deploy.validation import engines
 from stars_deploy.workflow import setting as settings
 from stars_deploy.workflow.simulate import simulate
 from stars_deploy.workflow.validate import validate

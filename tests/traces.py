@@ -7,8 +7,8 @@ import numpy as np
 
 from stars_deploy.assets import asset
 from stars_deploy.files import sha256
-from stars_deploy.simulate.integer.engine import open_engine
-from stars_deploy.simulate.integer.network import read_network
+from stars_deploy.simulation.integer.engine import open_engine
+from stars_deploy.simulation.integer.network import read_network
 
 
 def kit():

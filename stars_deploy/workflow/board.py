@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from stars_deploy.console import Progress
 from stars_deploy.errors import DataError, InputError
 from stars_deploy.files import write_npz
-from stars_deploy.simulate.board_command import EXAMPLE, BoardCommand, parse_command
-from stars_deploy.simulate.recorded_engine import RecordedEngine
-from stars_deploy.simulate.trace import Trace, read_trace
-from stars_deploy.validate.engines import OUTSIDE
+from stars_deploy.simulation.board_command import EXAMPLE, BoardCommand, parse_command
+from stars_deploy.simulation.recorded_engine import RecordedEngine
+from stars_deploy.simulation.trace import Trace, read_trace
+from stars_deploy.validation.engines import OUTSIDE
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from stars_deploy.graph.foreign import OWN, Reading
 from stars_deploy.targets.bundle import refuse_inside
 from stars_deploy.targets.findings import Finding, exit_code
 from stars_deploy.targets.loihi import balance_named
-from stars_deploy.validate.check import Examination, examine
-from stars_deploy.validate.placement import placement_summary
+from stars_deploy.validation.check import Examination, examine
+from stars_deploy.validation.placement import placement_summary
 from stars_deploy.workflow.sources import load_any_graph, source_kind
 
 PNG = b"\x89PNG\r\n\x1a\n"  # how each begins
@@ -54,7 +54,7 @@ def check(
     placement = examination.placement
     drawn = None
     if picture is not None and placement is not None:
-        from stars_deploy.validate.placement_picture import draw_placement
+        from stars_deploy.validation.placement_picture import draw_placement
 
         draw_placement(placement, chosen.limits, picture)
         drawn = str(picture)

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from stars_deploy.errors import BundleError
-from stars_deploy.simulate.energy.activity import CountingEngine
-from stars_deploy.simulate.recording import Engine, Recording
+from stars_deploy.simulation.energy.activity import CountingEngine
+from stars_deploy.simulation.recording import Engine, Recording
 from stars_deploy.targets.findings import Finding
-from stars_deploy.validate import document, judge
-from stars_deploy.validate.counts import Parity
-from stars_deploy.validate.parity import Isolation, compare
-from stars_deploy.validate.selfcheck import recorded, unrolled_findings
-from stars_deploy.validate.training import against_training
+from stars_deploy.validation import document, judge
+from stars_deploy.validation.counts import Parity
+from stars_deploy.validation.parity import Isolation, compare
+from stars_deploy.validation.selfcheck import recorded, unrolled_findings
+from stars_deploy.validation.training import against_training
 from stars_deploy.workflow.setting import Setting
 
 if TYPE_CHECKING:
-    from stars_deploy.simulate.onnx_engine import OnnxEngine
+    from stars_deploy.simulation.onnx_engine import OnnxEngine
 
 Json = dict[str, Any]
 Tick = Callable[[int], None]

@@ -12,7 +12,7 @@ from stars_deploy.config.recipe import find_recipe, load_recipe
 from stars_deploy.console import Progress, no_progress, say
 from stars_deploy.data import EVALUATION
 from stars_deploy.networks.weights import load_teacher
-from stars_deploy.simulate.lava.environment import environment_status
+from stars_deploy.simulation.lava.environment import environment_status
 from stars_deploy.workflow.distill import distill
 from stars_deploy.workflow.evaluate import evaluate
 from stars_deploy.workflow.export import TARGETS, export

@@ -15,12 +15,12 @@ import torch
 
 from stars_deploy.config.recipe import Recipe
 from stars_deploy.console import Progress, no_progress, say
-from stars_deploy.distill import checkpoint, loop
-from stars_deploy.distill.image_folder import ImageFolder, image_folder
-from stars_deploy.distill.picture import draw_pool
-from stars_deploy.distill.schedule import estimate
-from stars_deploy.distill.session import Session
-from stars_deploy.distill.stars import active
+from stars_deploy.distillation import checkpoint, loop
+from stars_deploy.distillation.image_folder import ImageFolder, image_folder
+from stars_deploy.distillation.picture import draw_pool
+from stars_deploy.distillation.schedule import estimate
+from stars_deploy.distillation.session import Session
+from stars_deploy.distillation.stars import active
 from stars_deploy.errors import InputError
 from stars_deploy.files import read_json, sha256, write_json, write_text
 from stars_deploy.networks.base import Network

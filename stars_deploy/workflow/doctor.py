@@ -12,14 +12,14 @@ from typing import Any
 from stars_deploy import __version__
 from stars_deploy.assets import asset
 from stars_deploy.console import Progress, no_progress
-from stars_deploy.simulate.lava.environment import (
+from stars_deploy.simulation.lava.environment import (
     REMEDY,
     EnvironmentStatus,
     build_environment,
     environment_status,
     other_environments,
 )
-from stars_deploy.simulate.lava.probe import probe
+from stars_deploy.simulation.lava.probe import probe
 
 _PACKAGES = ("torch", "torchvision", "norse", "nir", "onnx", "onnxruntime", "numpy", "h5py", "uv")
 _TO_VERIFY = "running three neurons in Lava"

@@ -27,14 +27,14 @@ from stars_deploy.graph.gain import fold_gain, unfold_gain
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.reader import read_graph
 from stars_deploy.graph.writer import write_graph
-from stars_deploy.simulate.recording import Recording
+from stars_deploy.simulation.recording import Recording
 from stars_deploy.targets.bundle import Golden, refuse_foreign, write_golden, write_manifest
 from stars_deploy.targets.findings import require_no_errors
 from stars_deploy.targets.loihi import Balance, LoweredNetwork, balance_named
-from stars_deploy.validate.card import card_text
-from stars_deploy.validate.check import examine
-from stars_deploy.validate.engines import build_engine
-from stars_deploy.validate.training import read_training
+from stars_deploy.validation.card import card_text
+from stars_deploy.validation.check import examine
+from stars_deploy.validation.engines import build_engine
+from stars_deploy.validation.training import read_training
 from stars_deploy.workflow.samples import AUTO, Samples, golden_samples
 from stars_deploy.workflow.sources import STUDENT, Source, open_source
 

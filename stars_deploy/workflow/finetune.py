@@ -15,10 +15,10 @@ from torch import Tensor
 from stars_deploy.config.profile import Profile, load_profile
 from stars_deploy.config.recipe import Recipe
 from stars_deploy.console import Progress, no_progress
-from stars_deploy.distill import checkpoint
-from stars_deploy.distill.integer_bias import correct_biases
-from stars_deploy.distill.integer_finetune import Settings, train_integers
-from stars_deploy.distill.integer_twin import IntegerTwin, messages_of
+from stars_deploy.distillation import checkpoint
+from stars_deploy.distillation.integer_bias import correct_biases
+from stars_deploy.distillation.integer_finetune import Settings, train_integers
+from stars_deploy.distillation.integer_twin import IntegerTwin, messages_of
 from stars_deploy.errors import DoesNotFit, InputError, WeightsError
 from stars_deploy.files import atomic_directory, sha256, write_json, write_text
 from stars_deploy.graph.geometry import input_shape, output_shapes

@@ -10,8 +10,8 @@ import nir
 from stars_deploy.config.profile import Profile
 from stars_deploy.config.profile_values import Whole
 from stars_deploy.config.recipe import Neuron
-from stars_deploy.distill.integer_grid import Gridded, Population, on_grid
-from stars_deploy.distill.integer_twin import IntegerTwin
+from stars_deploy.distillation.integer_grid import Gridded, Population, on_grid
+from stars_deploy.distillation.integer_twin import IntegerTwin
 from stars_deploy.errors import DoesNotFit, RecipeError
 from stars_deploy.graph.order import output_name
 from stars_deploy.targets.loihi import Analysis, LoweredNetwork, analyse

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from stars_deploy.config.recipe import Data
 from stars_deploy.data import Images, Labels, data_label, load_data
-from stars_deploy.distill.integer_twin import IntegerTwin, messages_of
+from stars_deploy.distillation.integer_twin import IntegerTwin, messages_of
 from stars_deploy.networks.base import Network
 from stars_deploy.networks.images import to_input
-from stars_deploy.simulate.integer.engine import build_engine
+from stars_deploy.simulation.integer.engine import build_engine
 from stars_deploy.targets.loihi import LoweredNetwork
 
 BATCH = 250

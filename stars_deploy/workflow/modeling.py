@@ -15,10 +15,10 @@ from stars_deploy.config.profile import Profile
 from stars_deploy.errors import BundleError
 from stars_deploy.files import read_json, read_npz
 from stars_deploy.graph.order import output_name
-from stars_deploy.simulate.energy.activity import CountingEngine
-from stars_deploy.simulate.energy.events import relays_of
-from stars_deploy.simulate.energy.model import modeled
-from stars_deploy.simulate.placement.place import Hops, Placement, message_hops, place
+from stars_deploy.simulation.energy.activity import CountingEngine
+from stars_deploy.simulation.energy.events import relays_of
+from stars_deploy.simulation.energy.model import modeled
+from stars_deploy.simulation.placement.place import Hops, Placement, message_hops, place
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from torch import Tensor
 from stars_deploy.config.recipe import Data, load_recipe
 from stars_deploy.console import Progress, no_progress
 from stars_deploy.data import data_label, load_data
-from stars_deploy.distill import checkpoint
-from stars_deploy.distill.stars import firing_thresholds
+from stars_deploy.distillation import checkpoint
+from stars_deploy.distillation.stars import firing_thresholds
 from stars_deploy.errors import InputError
 from stars_deploy.files import write_json, write_text
 from stars_deploy.networks.base import Network

@@ -19,9 +19,9 @@ from stars_deploy.files import read_npz
 from stars_deploy.graph.geometry import input_shape, output_shapes
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.order import output_name
-from stars_deploy.simulate.reference import FloatEngine
+from stars_deploy.simulation.reference import FloatEngine
 from stars_deploy.targets.bundle import Golden
-from stars_deploy.validate.counts import state_of
+from stars_deploy.validation.counts import state_of
 
 UNKNOWN = -1
 AUTO = "auto"
@@ -192,7 +192,7 @@ def _chosen(images: Images, labels: Labels, chosen: Labels, source: str, wanted:
 
 def _synthetic(run: Path, data: Data) -> Images | None:
     """Return the synthetic images in a run's checkpoint, None if it keeps none."""
-    from stars_deploy.distill import checkpoint
+    from stars_deploy.distillation import checkpoint
 
     state = checkpoint.load(run)
     if state is None:

@@ -17,10 +17,10 @@ from stars_deploy.graph.geometry import output_shapes
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.order import spiking_nodes
 from stars_deploy.graph.reader import read_graph
-from stars_deploy.simulate.recording import Engine
+from stars_deploy.simulation.recording import Engine
 from stars_deploy.targets.bundle import Bundle, Golden, open_bundle, read_golden
-from stars_deploy.validate.engines import OUTSIDE, build_engine, check_engine_name
-from stars_deploy.validate.training import read_training
+from stars_deploy.validation.engines import OUTSIDE, build_engine, check_engine_name
+from stars_deploy.validation.training import read_training
 from stars_deploy.workflow.board import Elsewhere, open_elsewhere, run_elsewhere
 from stars_deploy.workflow.samples import Samples, golden_part, load_samples
 

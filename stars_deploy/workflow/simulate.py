@@ -16,13 +16,13 @@ from stars_deploy.console import Progress, no_progress
 from stars_deploy.graph.foreign import Reading
 from stars_deploy.graph.geometry import output_shapes
 from stars_deploy.graph.metadata import metadata_of
-from stars_deploy.simulate.energy.activity import CountingEngine
-from stars_deploy.simulate.recording import Engine
+from stars_deploy.simulation.energy.activity import CountingEngine
+from stars_deploy.simulation.recording import Engine
 from stars_deploy.targets.bundle import read_golden
 from stars_deploy.targets.loihi import Balance, balance_named, lower
-from stars_deploy.validate.counts import state_of
-from stars_deploy.validate.document import engine_json
-from stars_deploy.validate.engines import NEEDS, build_engine, require_runnable
+from stars_deploy.validation.counts import state_of
+from stars_deploy.validation.document import engine_json
+from stars_deploy.validation.engines import NEEDS, build_engine, require_runnable
 from stars_deploy.workflow.export import write_loihi, write_onnx
 from stars_deploy.workflow.modeling import deployed, energy_rows
 from stars_deploy.workflow.samples import Samples, golden_part, golden_samples, load_samples

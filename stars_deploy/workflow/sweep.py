@@ -17,11 +17,11 @@ from stars_deploy.console import Progress, no_progress
 from stars_deploy.errors import DoesNotFit, InputError
 from stars_deploy.files import atomic_path, json_text, read_json
 from stars_deploy.graph.metadata import metadata_of, with_metadata
-from stars_deploy.simulate.recording import Engine
-from stars_deploy.simulate.reference import FloatEngine
-from stars_deploy.simulate.tally import Tally, tallies
+from stars_deploy.simulation.recording import Engine
+from stars_deploy.simulation.reference import FloatEngine
+from stars_deploy.simulation.tally import Tally, tallies
 from stars_deploy.targets.bundle import refuse_inside
-from stars_deploy.validate.sweep_plot import sweep_figure
+from stars_deploy.validation.sweep_plot import sweep_figure
 from stars_deploy.workflow.provenance import versions
 from stars_deploy.workflow.samples import Samples
 from stars_deploy.workflow.setting import batch_size, resolve_device
@@ -134,7 +134,7 @@ def _integer_tally(
     device: str,
     progress: Progress,
 ) -> Tally:
-    from stars_deploy.simulate.integer.engine import build_engine
+    from stars_deploy.simulation.integer.engine import build_engine
     from stars_deploy.targets.loihi import lower
 
     timed = with_steps(graph, steps)

@@ -10,8 +10,8 @@ import nir
 import numpy as np
 
 from stars_deploy.data import Labels
-from stars_deploy.simulate.energy.counts import synaptic_operations
-from stars_deploy.simulate.tally import Tally
+from stars_deploy.simulation.energy.counts import synaptic_operations
+from stars_deploy.simulation.tally import Tally
 from stars_deploy.workflow.samples import Samples
 from stars_deploy.workflow.statistics import wilson
 

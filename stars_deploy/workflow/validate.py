@@ -11,17 +11,17 @@ from stars_deploy.config.profile import load_profile
 from stars_deploy.console import Progress, no_progress
 from stars_deploy.errors import InputError, RecipeError
 from stars_deploy.files import json_text, read_json, sha256, write_texts
-from stars_deploy.simulate.energy.activity import CountingEngine
-from stars_deploy.simulate.recorded_engine import RecordedEngine
+from stars_deploy.simulation.energy.activity import CountingEngine
+from stars_deploy.simulation.recorded_engine import RecordedEngine
 from stars_deploy.targets.findings import Finding
-from stars_deploy.validate import document
-from stars_deploy.validate.card import card_text
-from stars_deploy.validate.check import check
-from stars_deploy.validate.diagnosis import rounding
-from stars_deploy.validate.engines import not_run
-from stars_deploy.validate.lowering import lowering_differences, onnx_differences, require_layers
-from stars_deploy.validate.report import report_html
-from stars_deploy.validate.selfcheck import golden_findings
+from stars_deploy.validation import document
+from stars_deploy.validation.card import card_text
+from stars_deploy.validation.check import check
+from stars_deploy.validation.diagnosis import rounding
+from stars_deploy.validation.engines import not_run
+from stars_deploy.validation.lowering import lowering_differences, onnx_differences, require_layers
+from stars_deploy.validation.report import report_html
+from stars_deploy.validation.selfcheck import golden_findings
 from stars_deploy.workflow.comparisons import COMPARISONS, Outcome
 from stars_deploy.workflow.modeling import deployed, energy_rows
 from stars_deploy.workflow.setting import Setting, open_setting
