@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from stars_deploy.config.recipe import Stars
 from stars_deploy.distillation.probe import InputProbe
 from stars_deploy.errors import InputError, nearest
-from stars_deploy.networks.base import Network, Taps, conv_block
+from stars_deploy.networks.base import Junction, Network, Taps, conv_block
+from stars_deploy.networks.layers import PooledLinear
 
 Pair = tuple[int, int]  # junction of the teacher, junction of the student
 
@@ -17,7 +18,7 @@ Pair = tuple[int, int]  # junction of the teacher, junction of the student
 def layer_name(network: Network, index: int) -> str:
     """Return the name of the neuron layer of junction `index`, as graph and results have it."""
     is_if = network.spiking is not None and network.spiking.neuron.model == "if"
-    return f"{'if' if is_if else 'lif'}{index + 1}"
+    return f"{'if' if is_if else 'lif'}{network.neurons.index(index) + 1}"
 
 
 def compared_layers(config: Stars, teacher: Network, student: Network) -> list[Pair]:
@@ -67,8 +68,15 @@ def _selected(config: Stars, network: Network) -> list[int]:
 
 
 def _deep(network: Network) -> list[int]:
-    """Return the junctions with feature maps; a hidden linear layer of the head has none."""
-    return [i for i, junction in enumerate(network.junctions) if conv_block(junction.wires[0])]
+    """Return the activations of feature maps; a hidden linear layer of the head has none."""
+    return [i for i in network.neurons if not _is_linear(network.junctions[i])]
+
+
+def _is_linear(junction: Junction) -> bool:
+    blocks = [conv_block(wire) for wire in junction.wires]
+    return any(block is not None and block.dense for block in blocks) or any(
+        isinstance(wire.layer, PooledLinear) for wire in junction.wires
+    )
 
 
 class NormInputs(InputProbe):
@@ -80,7 +88,8 @@ class NormInputs(InputProbe):
     def __init__(self, network: Network, junctions: Sequence[int]) -> None:
         norms: list[nn.Module] = []
         for index in junctions:
-            block = conv_block(network.junctions[index].wires[0])
+            wires = network.junctions[index].wires
+            block = next((block for block in map(conv_block, wires) if block is not None), None)
             if block is None:
                 raise InputError(f"stars.features = 'pre_bn': junction {index} has no BatchNorm")
             norms.append(block.bn)

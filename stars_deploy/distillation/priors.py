@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from stars_deploy.distillation.probe import InputProbe
 from stars_deploy.errors import InputError
+from stars_deploy.networks.layers import Unnormalised
 
 
 class Moments(NamedTuple):
@@ -37,7 +38,9 @@ class BatchNormProbe(InputProbe):
         self._norms = [
             module
             for module in network.modules()
-            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+            if isinstance(module, nn.BatchNorm2d)
+            and not isinstance(module, Unnormalised)
+            and module.running_mean is not None
         ]
         if not self._norms:
             raise InputError(

@@ -107,7 +107,12 @@ class Session:
             taps = self.student.taps(x)
         loss = response = kd.kd_loss(taps.logits.float(), goal.logits, config.tau)
         if config.feature > 0 and self.gains:
-            match = kd.feature_loss(taps.activations, goal.activations, self.gains)
+            fires = self.student.neurons
+            match = kd.feature_loss(
+                [taps.activations[i] for i in fires],
+                [goal.activations[i] for i in fires],
+                [self.gains[i] for i in fires],
+            )
             loss = response + config.feature * match
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -123,7 +128,9 @@ class Session:
             "kd": float(response.detach()),
             "agreement": float(agree.float().mean()),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "rates": [float(spikes.detach().float().mean()) for spikes in taps.activations],
+            "rates": [
+                float(taps.activations[i].detach().float().mean()) for i in self.student.neurons
+            ],
         }
 
     def finite(self) -> bool:

@@ -7,13 +7,14 @@ stays a plain network of convolutions, BatchNorms and neurons.
 
 A shortcut has no weights to fold anything into. Where it adds spikes to a current, p = 1 / g of the
 neuron they come from; where it adds a current, p is that current's; and neurons whose spikes are
-added up share their g.
+added up share their g. A sum without neurons keeps the teacher's units, p = 1 and q = 0, unless a
+shortcut ties its p.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,9 +26,9 @@ from stars_deploy.distillation.randomness import make_rng
 from stars_deploy.distillation.rate_fit import MIN_GAIN, ChannelFit, Pins, fit_gaussian, fit_samples
 from stars_deploy.distillation.weight_refit import refit_conv, refit_linear
 from stars_deploy.errors import InputError
-from stars_deploy.networks.base import IMAGE, Junction, Network, Wire, conv_block
+from stars_deploy.networks.base import IMAGE, Junction, Network, Wire, conv_block, layers_of
 from stars_deploy.networks.images import to_input
-from stars_deploy.networks.layers import ConvBlock, PadShortcut
+from stars_deploy.networks.layers import ConvBlock, PadShortcut, PooledLinear, Unnormalised
 
 SAMPLES = 6_144  # places (image, row, column) of a feature map that a fit looks at
 
@@ -69,7 +70,7 @@ def _outline(network: Network) -> list[object]:
         outline.append(junction.carry)
         for wire in junction.wires:
             block = conv_block(wire)
-            if block is None and not isinstance(wire.layer, PadShortcut | None):
+            if isinstance(wire.layer, PooledLinear):
                 return [object()]  # equal to nothing
             outline.append((wire.sources, None if block is None else block.conv.weight.shape))
     return outline
@@ -101,9 +102,15 @@ def analytic_start(pair: Twins) -> list[Tensor]:
     fits: list[ChannelFit] = []
     moments: list[_Gaussian] = []
     for index, (source, target) in enumerate(pair.junctions):
-        outputs = {i: m.rectified() for i, m in enumerate(moments)}
+        outputs = {
+            i: m.rectified() if i in pair.teacher.neurons else m for i, m in enumerate(moments)
+        }
         z = _sum_moments(source, moments, outputs)
-        fit = fit_gaussian(z.mean, z.var.sqrt(), pair.neuron, pair.T, _pins(pair, index, fits))
+        pins = _pins(pair, index, fits)
+        if index in pair.student.neurons:
+            fit = fit_gaussian(z.mean, z.var.sqrt(), pair.neuron, pair.T, pins)
+        else:
+            fit = _passed_on(z.mean, pins)
         for one, other in _blocks(source, target):
             _scale_inputs(one.block, other.block, other.sources, fits)
         _fold(
@@ -114,9 +121,23 @@ def analytic_start(pair: Twins) -> list[Tensor]:
         )
         fits.append(fit)
         moments.append(z)
-    gain = fits[pair.student.readout[0]].gain
-    pair.student.fc.weight.copy_(pair.teacher.fc.weight * gain)
+    _scale_readout(pair, fits)
     return [fit.gain for fit in fits]
+
+
+def _passed_on(z: Tensor, pins: Pins) -> ChannelFit:
+    """Return the fit `[C]` of a sum without neurons: what it puts out is p z, so g = 1 / p."""
+    slope = torch.ones_like(z)
+    if pins.slope is not None:
+        slope = torch.where(pins.slope.isnan(), slope, pins.slope)
+    return ChannelFit(slope, torch.zeros_like(z), 1 / slope, torch.zeros_like(z))
+
+
+def _scale_readout(pair: Twins, fits: Sequence[ChannelFit]) -> None:
+    """Give the student's last layer the teacher's weights times the gain of what it reads."""
+    gain = fits[pair.student.readout[0]].gain
+    places = pair.student.fc.in_features // len(gain)  # of each channel, flattened
+    pair.student.fc.weight.copy_(pair.teacher.fc.weight * gain.repeat_interleave(places))
 
 
 class _Place(NamedTuple):
@@ -139,16 +160,43 @@ def _sum_moments(
 ) -> _Gaussian:
     parts = [] if junction.carry is None else [moments[junction.carry]]
     for wire in junction.wires:
-        block = conv_block(wire)
+        block, pad = conv_block(wire), _pad(wire)
+        if block is not None and isinstance(block.bn, Unnormalised):
+            parts.append(_convolved(block.conv, [outputs.get(i) for i in wire.sources]))
+            continue
         if block is not None:
             parts.append(_Gaussian(block.bn.bias, block.bn.weight.square()))
             continue
         for index in wire.sources:
             part = outputs[index]
-            if isinstance(wire.layer, PadShortcut):
-                part = _Gaussian(*(_padded(value, wire.layer, 0.0) for value in part))
+            if pad is not None:
+                part = _Gaussian(*(_padded(value, pad, 0.0) for value in part))
             parts.append(part)
     return _Gaussian(sum(p.mean for p in parts), sum(p.var for p in parts))  # type: ignore[arg-type]
+
+
+def _convolved(conv: nn.Conv2d, inputs: Sequence[_Gaussian | None]) -> _Gaussian:
+    """Return the moments behind a convolution of independent inputs; None: a normalised image."""
+    size = conv.weight.new_ones(conv.in_channels)
+    known = [_Gaussian(0 * size, size) if part is None else part for part in inputs]
+    mean, var = sum(part.mean for part in known), sum(part.var for part in known)
+    weight = conv.weight.flatten(2)
+    first = (weight.sum(2) * _per_input(mean, conv)).sum(1)  # type: ignore[arg-type]
+    second = (weight.square().sum(2) * _per_input(var, conv)).sum(1)  # type: ignore[arg-type]
+    return _Gaussian(first if conv.bias is None else first + conv.bias, second)
+
+
+def _per_input(values: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Return values per input channel `[C]` as a convolution's weights see them, `[O, C / groups]`.
+
+    Every output channel sees those of its group.
+    """
+    rows = values.view(conv.groups, 1, -1)
+    return rows.expand(-1, conv.out_channels // conv.groups, -1).flatten(0, 1)
+
+
+def _pad(wire: Wire) -> PadShortcut | None:
+    return next((layer for layer in layers_of(wire) if isinstance(layer, PadShortcut)), None)
 
 
 def _padded(values: Tensor, layer: PadShortcut, filler: float) -> Tensor:
@@ -165,11 +213,12 @@ def _pins(pair: Twins, index: int, fits: Sequence[ChannelFit]) -> Pins:
     for wire in junction.wires:
         if conv_block(wire) is not None:
             continue
-        gain = fits[wire.sources[0]].gain
+        gain, pad = fits[wire.sources[0]].gain, _pad(wire)
         # Nothing arrives from a channel that never fires, so it pins nothing.
-        slope = torch.where(gain > MIN_GAIN, 1 / gain, torch.full_like(gain, math.nan))
-        if isinstance(wire.layer, PadShortcut):
-            slope = _padded(slope, wire.layer, math.nan)
+        tied = torch.where(gain > MIN_GAIN, 1 / gain, torch.full_like(gain, math.nan))
+        if pad is not None:
+            tied = _padded(tied, pad, math.nan)
+        slope = tied if slope is None else torch.where(slope.isnan(), tied, slope)
     return Pins(slope, _shared_gain(pair.student, index, fits))
 
 
@@ -188,7 +237,7 @@ def _scale_inputs(
     """Give the student's convolution the teacher's weights times the gain of what it reads."""
     weight = source.conv.weight
     if sources != (IMAGE,):
-        weight = weight * fits[sources[0]].gain.view(1, -1, 1, 1)
+        weight = weight * _per_input(fits[sources[0]].gain, source.conv)[:, :, None, None]
     target.conv.weight.copy_(weight)
 
 
@@ -251,7 +300,7 @@ class _Calibration:
             taught = self._sum(self._inputs, one.sources)
             if conv_block(other) is None:
                 gain = self.fits[other.sources[0]].gain.view(-1, 1, 1)
-                parts.append(_apply(other.layer, arriving * gain))
+                parts.append(_run_in_time(layers_of(other), arriving * gain))
             else:
                 affine, part = self._refit_wire(one, other, taught, arriving)
                 affines.append(affine)
@@ -260,18 +309,26 @@ class _Calibration:
             parts.append(self._z[target.carry])
         z = _broadcast_sum(parts)
         goal = self._goal.pre_activations[index]
-        std, mean = torch.std_mean(goal, dim=(0, 2, 3), correction=0)
         pins = _pins(pair, index, self.fits)
-        start = fit_gaussian(mean, std, pair.neuron, pair.T, pins)
-        places = torch.randperm(goal.numel() // goal.shape[1], generator=self._rng)[:SAMPLES]
-        places = places.to(goal.device)
-        relu = _columns(self._goal.activations[index][None], places)[0]
-        fit = fit_samples(_columns(z, places), relu, start, pair.neuron, pair.T, pins)
+        if index in pair.student.neurons:
+            fit = self._fit(index, z, goal, pins)
+        else:
+            fit = _passed_on(goal.mean((0, 2, 3)), pins)
         _fold(target, affines, fit, self.fits)
         current = z * fit.slope.view(-1, 1, 1) + fit.offset.view(-1, 1, 1)
         self._spikes[index] = pair.student.activations[index](current)
         self._z.append(z)
         self.fits.append(fit)
+
+    def _fit(self, index: int, z: Tensor, goal: Tensor, pins: Pins) -> ChannelFit:
+        """Return the fit of junction `index` to the teacher's activation."""
+        pair = self._pair
+        std, mean = torch.std_mean(goal, dim=(0, 2, 3), correction=0)
+        start = fit_gaussian(mean, std, pair.neuron, pair.T, pins)
+        places = torch.randperm(goal.numel() // goal.shape[1], generator=self._rng)[:SAMPLES]
+        places = places.to(goal.device)
+        relu = _columns(self._goal.activations[index][None], places)[0]
+        return fit_samples(_columns(z, places), relu, start, pair.neuron, pair.T, pins)
 
     def _refit_wire(
         self, one: Wire, other: Wire, taught: Tensor, arriving: Tensor
@@ -280,7 +337,9 @@ class _Calibration:
         source, target = conv_block(one), conv_block(other)
         assert source is not None and target is not None
         _scale_inputs(source, target, other.sources, self.fits)
-        before, after = _head(one, taught), _head_in_time(other, arriving)
+        before = _run(_around_block(one)[0], taught)
+        pools, tail = _around_block(other)
+        after = _run_in_time(pools, arriving)
         if self._ridge > 0 and other.sources != (IMAGE,):  # the stem sees the image itself
             refit_conv(target.conv, after.mean(0), source.conv(before), self._ridge)
         raw = target.conv(after.flatten(0, 1)).unflatten(0, after.shape[:2])
@@ -288,14 +347,16 @@ class _Calibration:
         weight, bias = torch.std_mean(source(before), dim=(0, 2, 3), correction=0)
         weight = weight * source.bn.weight.sign()
         scale = (weight / std).view(-1, 1, 1)
-        return (weight, bias), (raw - mean.view(-1, 1, 1)) * scale + bias.view(-1, 1, 1)
+        part = (raw - mean.view(-1, 1, 1)) * scale + bias.view(-1, 1, 1)
+        return (weight, bias), _run_in_time(tail, part)
 
     def refit_readout(self) -> None:
         """Refit the linear layer to the teacher's logits."""
         student, teacher = self._pair.student, self._pair.teacher
-        gain = self.fits[student.readout[0]].gain
-        student.fc.weight.copy_(teacher.fc.weight * gain)
-        features = self._sum(self._spikes, student.readout).mean((0, 3, 4))
+        _scale_readout(self._pair, self.fits)
+        summed = self._sum(self._spikes, student.readout)
+        flat = student.head(summed.flatten(0, 1))
+        features = flat.reshape(*summed.shape[:2], -1).mean(0)
         if self._ridge > 0:
             refit_linear(student.fc, features, self._goal.logits, self._ridge)
         student.fc.bias.copy_(teacher.fc.bias)
@@ -314,28 +375,23 @@ def _broadcast_sum(parts: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _layers_before_block(wire: Wire) -> Iterator[nn.Module]:
-    if isinstance(wire.layer, nn.Sequential):
-        yield from list(wire.layer)[:-1]
+def _around_block(wire: Wire) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Return the layers of a wire before and behind its convolution."""
+    layers = layers_of(wire)
+    place = next(i for i, layer in enumerate(layers) if isinstance(layer, ConvBlock))
+    return layers[:place], layers[place + 1 :]
 
 
-def _head(wire: Wire, x: Tensor) -> Tensor:
-    """Apply what comes before a wire's convolution (pooling) to `[B, C, H, W]`."""
-    for layer in _layers_before_block(wire):
+def _run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Apply layers to `[B, C, H, W]`."""
+    for layer in layers:
         x = layer(x)
     return x
 
 
-def _head_in_time(wire: Wire, x: Tensor) -> Tensor:
-    moved = _head(wire, x.flatten(0, 1))
-    return moved.reshape(*x.shape[:2], *moved.shape[1:])
-
-
-def _apply(layer: nn.Module | None, x: Tensor) -> Tensor:
-    """Apply a shortcut to `[T, B, C, H, W]`."""
-    if layer is None:
-        return x
-    moved: Tensor = layer(x.flatten(0, 1))
+def _run_in_time(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Apply layers to `[T, B, C, H, W]`."""
+    moved = _run(layers, x.flatten(0, 1))
     return moved.reshape(*x.shape[:2], *moved.shape[1:])
 
 

@@ -9,13 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CHUNK = 64  # images whose patches are in memory at a time
+MOST_INPUTS = 5_000  # of one output: the correction solves a system of that size
 
 
 def refit_conv(conv: nn.Conv2d, inputs: Tensor, target: Tensor, ridge: float) -> None:
-    """Change the weights of an ungrouped convolution so that it maps `inputs` to `target`.
+    """Change the weights of a convolution so that it maps `inputs` to `target`.
 
-    inputs `[B, C, H, W]`, target `[B, O, H', W']`; see `ridge_correction`.
+    inputs `[B, C, H, W]`, target `[B, O, H', W']`; see `ridge_correction`. Grouped convolutions,
+    and those of more than MOST_INPUTS weights per output, keep their weights.
     """
+    if conv.groups > 1 or conv.weight[0].numel() > MOST_INPUTS:
+        return
     rows = (
         (_patches(conv, images), goal.permute(0, 2, 3, 1).flatten(0, 2))
         for images, goal in zip(torch.split(inputs, CHUNK), torch.split(target, CHUNK), strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -33,21 +33,31 @@ class Wire:
     sources: tuple[int, ...]  # indices of activations, or IMAGE alone
 
 
+def layers_of(wire: Wire) -> list[nn.Module]:
+    """Return the layers of a wire in order; none for an identity shortcut."""
+    if wire.layer is None:
+        return []
+    return list(wire.layer) if isinstance(wire.layer, nn.Sequential) else [wire.layer]
+
+
 def conv_block(wire: Wire) -> ConvBlock | None:
     """Return the convolution with BatchNorm of a wire, None for a shortcut without weights."""
-    layer = wire.layer[-1] if isinstance(wire.layer, nn.Sequential) else wire.layer
-    return layer if isinstance(layer, ConvBlock) else None
+    return next((layer for layer in layers_of(wire) if isinstance(layer, ConvBlock)), None)
 
 
 @dataclass(frozen=True)
 class Junction:
     """The pre-activation of one ReLU or LIF: the sum of its wires.
 
-    carry: an earlier junction whose pre-activation is added too (a membrane shortcut).
+    Attributes:
+        carry: an earlier junction whose pre-activation is added too (a membrane shortcut).
+        activation: makes the ANN's activation, of which the twin makes neurons; None: there is
+            none, the sum itself is what later wires read.
     """
 
     wires: tuple[Wire, ...]
     carry: int | None = None
+    activation: Callable[[], nn.Module] | None = nn.ReLU
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class Taps:
         logits: [B, K]; of a spiking network the mean of `step_logits`.
         step_logits: [T, B, K] read-out of every time step; T = 1 for an ANN.
         pre_activations: input of every ReLU or LIF, in the order of the junctions.
-        activations: its output (spikes 0 or 1).
+        activations: its output (spikes 0 or 1); of a junction without activation its input.
     """
 
     logits: Tensor
@@ -79,7 +89,8 @@ class Network(nn.Module):
 
     Attributes:
         junctions: how activations and layers hang together, in an order that can be computed.
-        readout: the activations whose summed output is averaged over space and given to `fc`.
+        readout: the activations whose summed output is pooled and given to `fc`.
+        neurons: indices of the junctions that have an activation.
         stage_ends: indices of the junctions at the ends of stages.
     """
 
@@ -98,12 +109,21 @@ class Network(nn.Module):
         """Set the wiring and make one activation per junction."""
         self.junctions = tuple(junctions)
         self.readout, self.stage_ends = tuple(readout), tuple(stage_ends)
-        self.activations = nn.ModuleList(
-            SpikingLayer(self.spiking.neuron, self.spiking.T) if self.spiking else nn.ReLU()
-            for _ in self.junctions
-        )
+        self.activations = nn.ModuleList(self._activation(junction) for junction in self.junctions)
+        self.neurons = tuple(i for i, j in enumerate(self.junctions) if j.activation is not None)
         self._last_use = _last_uses(self.junctions, self.readout)
         self._carried = {j.carry for j in self.junctions if j.carry is not None}
+
+    def _activation(self, junction: Junction) -> nn.Module:
+        if junction.activation is None:
+            return nn.Identity()
+        if self.spiking is None:
+            return junction.activation()
+        return SpikingLayer(self.spiking.neuron, self.spiking.T)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Return what `fc` reads [N, F] of the read-out's features [N, C, H, W]: their mean."""
+        return features.mean((2, 3)) if features.dim() == 4 else features
 
     @property
     def T(self) -> int:
@@ -132,9 +152,10 @@ class Network(nn.Module):
                 currents[index] = current
             for spent in self._last_use.get(index, ()):
                 del outputs[spent]
-        features = _total([outputs[i] for i in self.readout])
-        flat = features.mean((2, 3)) if features.dim() == 4 else features
-        return self.fc(flat)  # type: ignore[no-any-return]
+        features = self._aligned([outputs[i] for i in self.readout], len(image))
+        if len(features) != self.T * len(image):
+            features = features.repeat(self.T, 1, 1, 1)
+        return self.fc(self.head(features))  # type: ignore[no-any-return]
 
     def _current(
         self,
@@ -145,10 +166,13 @@ class Network(nn.Module):
     ) -> Tensor:
         parts = [] if junction.carry is None else [currents[junction.carry]]
         for wire in junction.wires:
-            x = _total([outputs[source] for source in wire.sources])
+            x = self._aligned([outputs[source] for source in wire.sources], batch)
             parts.append(x if wire.layer is None else wire.layer(x))
+        return self._aligned(parts, batch)
+
+    def _aligned(self, parts: Sequence[Tensor], batch: int) -> Tensor:
+        """Return the sum; the stem has no time axis until it meets something that has."""
         if any(len(part) != batch for part in parts):
-            # The stem has no time axis until it meets something that has.
             parts = [p if len(p) != batch else p.repeat(self.T, 1, 1, 1) for p in parts]
         return _total(parts)
 
@@ -158,14 +182,15 @@ class Network(nn.Module):
         activation = self.activations[index]
         if self.spiking is None:
             before, after = x, activation(x)
+            merged: Tensor = after
         else:
             # A current without a time axis is the same at every step.
             before = x.unsqueeze(0) if len(x) == batch else self._by_step(x)
             after = activation(before)
-            before = before.expand_as(after)
+            merged = after.flatten(0, 1)
+            before = before.expand(self.T, *before.shape[1:])
         if record is not None:
-            record.append((before, after))
-        merged: Tensor = after if self.spiking is None else after.flatten(0, 1)
+            record.append((before, after.expand_as(before)))
         return merged
 
     def _by_step(self, x: Tensor) -> Tensor:

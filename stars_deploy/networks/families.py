@@ -14,6 +14,7 @@ from stars_deploy.errors import RecipeError, nearest
 from stars_deploy.networks.base import Network, Spiking
 from stars_deploy.networks.cnn import Cnn
 from stars_deploy.networks.resnet import ResNet, Shortcut, Style
+from stars_deploy.networks.traced import TracedArgs, build_traced
 from stars_deploy.networks.vgg import VGG16, Pooling, Vgg
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
@@ -62,7 +63,7 @@ class ResNetArgs(Args):
 class Family(NamedTuple):
     """What arguments a family takes, and how it is built from them."""
 
-    args: type[Args]
+    args: type[BaseModel]
     build: Callable[[Data, Any, Spiking | None], Network]
 
 
@@ -121,6 +122,7 @@ FAMILIES: dict[str, Family] = {
     "cnn": Family(CnnArgs, _cnn),
     "vgg16": Family(VggArgs, _vgg),
     **{name: Family(ResNetArgs, _resnet(shape)) for name, shape in RESNETS.items()},
+    "traced": Family(TracedArgs, build_traced),
 }
 
 

@@ -6,6 +6,7 @@ or tau in steps where decay_input is off), so weights are those of the trained n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import nir
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 
 from stars_deploy.config.recipe import Recipe
 from stars_deploy.errors import InputError
+from stars_deploy.graph.geometry import node_shape
 from stars_deploy.graph.groups import expand_kernel
 from stars_deploy.graph.metadata import DT, GraphMetadata
-from stars_deploy.networks.base import IMAGE, Network, Wire
+from stars_deploy.networks.base import IMAGE, Network, Wire, layers_of
 from stars_deploy.networks.layers import ConvBlock, PadShortcut, PooledLinear
 from stars_deploy.networks.neuron import SpikingLayer
+from stars_deploy.networks.traced import TracedNetwork
 
 Shape = tuple[int, ...]
 Array = NDArray[np.float64]
@@ -28,8 +31,9 @@ Array = NDArray[np.float64]
 def student_to_nir(student: Network, recipe: Recipe) -> nir.NIRGraph:
     """Return the graph of `student`: normalised image [C, H, W] to the read-out of one step [K].
 
-    Nodes of junction n: conv<n> (before it pool<n>, beside it skip<n>) and lif<n> or if<n>; then
-    pool, flatten, fc, output. Several edges into one node add up.
+    Nodes of the n-th activation: conv<n> (before it pool<n>, beside it skip<n>) and lif<n> or
+    if<n>; then pool, flatten, fc, output. Several edges into one node add up; a sum without
+    activation has no node of its own: what reads it reads its summands (convsum<n> and the like).
 
     Raises:
         InputError: an ANN, or a layer that NIR cannot express.
@@ -37,14 +41,18 @@ def student_to_nir(student: Network, recipe: Recipe) -> nir.NIRGraph:
     if student.spiking is None:
         raise InputError("only a spiking student has a NIR graph; this network is an ANN")
     emitter = _Emitter(recipe.data.shape)
-    for number, junction in enumerate(student.junctions, start=1):
+    names = dict(zip(student.neurons, node_names(student), strict=True))
+    for index, junction in enumerate(student.junctions):
+        name = names.get(index, f"sum{index + 1}")
         feeders = list(emitter.feeders[junction.carry]) if junction.carry is not None else []
         for position, wire in enumerate(junction.wires):
-            feeders += emitter.wire(wire, number, "conv" if position == 0 else "skip")
-        layer = student.activations[number - 1]
-        assert isinstance(layer, SpikingLayer)  # of a spiking network
-        emitter.neurons(layer, f"{_prefix(student)}{number}", feeders)
-    emitter.head(student.fc, student.readout)
+            feeders += emitter.wire(wire, name, position)
+        layer = student.activations[index]
+        if isinstance(layer, SpikingLayer):
+            emitter.neurons(layer, name, feeders)
+        else:
+            emitter.sum(feeders)
+    emitter.head(student)
     metadata = GraphMetadata(
         T=student.T, mean=recipe.data.mean, std=recipe.data.std, classes=recipe.data.classes
     )
@@ -58,63 +66,105 @@ class _Emitter:
         self.nodes: dict[str, nir.NIRNode] = {"input": nir.Input({"input": np.array(shape)})}
         self.edges: list[tuple[str, str]] = []
         self.feeders: list[list[str]] = []  # per junction, the nodes whose sum is its current
-        self._outputs = {IMAGE: "input"}  # the node of every activation
+        # Per junction, the nodes whose sum is its output.
+        self._outputs: dict[int, list[str]] = {IMAGE: ["input"]}
         self._shapes: dict[str, Shape] = {"input": shape}
 
-    def wire(self, wire: Wire, number: int, name: str) -> list[str]:
-        """Write the layer of a wire into junction `number`; return the nodes that feed it."""
-        sources = [self._outputs[source] for source in wire.sources]
-        layers = list(wire.layer) if isinstance(wire.layer, nn.Sequential) else [wire.layer]
-        for layer in layers:
-            if layer is None:
-                continue
-            shape = self._shapes[sources[0]]
-            if isinstance(layer, ConvBlock):
-                node, after = conv_node(layer.conv, layer.bn, shape)
-                sources = [self._add(f"{name}{number}", node, after, sources)]
-            elif isinstance(layer, PadShortcut):
-                node, after = pad_node(layer, shape)
-                sources = [self._add(f"{name}{number}", node, after, sources)]
-            elif isinstance(layer, nn.AvgPool2d):
-                size = int(layer.kernel_size)  # type: ignore[arg-type]  # always a number here
-                after = (shape[0], shape[1] // size, shape[2] // size)
-                sources = [self._add(f"pool{number}", _pool((size, size)), after, sources)]
-            elif isinstance(layer, PooledLinear):
-                sources = self._pooled_linear(layer.linear, sources, str(number))
-            else:
-                raise InputError(
-                    f"junction {number}: a {type(layer).__name__} layer cannot be written as NIR; "
-                    "a student with average pooling can"
-                )
+    def wire(self, wire: Wire, junction: str, position: int) -> list[str]:
+        """Write the layers of a wire into the node `junction`; return the nodes that feed it."""
+        sources = [node for source in wire.sources for node in self._outputs[source]]
+        number = "".join(filter(str.isdigit, junction))
+        own = junction if junction.startswith("sum") else number
+        for layer in layers_of(wire):
+            sources = [self._layer(layer, own, position, sources)]
         return sources
+
+    def _layer(self, layer: nn.Module, own: str, position: int, sources: list[str]) -> str:
+        shape = self._shapes[sources[0]]
+        name = self._free(f"{'conv' if position == 0 else 'skip'}{own}")
+        if isinstance(layer, ConvBlock):
+            if layer.dense:
+                return self._dense(layer, name, sources)
+            node, after = conv_node(layer.conv, layer.bn, shape)
+            return self._add(name, node, after, sources)
+        if isinstance(layer, PadShortcut):
+            node, after = pad_node(layer, shape)
+            return self._add(name, node, after, sources)
+        if isinstance(layer, nn.AvgPool2d):
+            return self._average(layer, self._free(f"pool{own}"), sources)
+        if isinstance(layer, PooledLinear):
+            return self._pooled_linear(layer.linear, sources, own)
+        raise InputError(
+            f"junction {own}: a {type(layer).__name__} layer cannot be written as NIR; "
+            "a student with average pooling can"
+        )
+
+    def _free(self, name: str) -> str:
+        """Return a node name that is not taken: a junction may add several wires."""
+        number, free = 2, name
+        while free in self.nodes:
+            number, free = number + 1, f"{name}_{number}"
+        return free
 
     def neurons(self, layer: SpikingLayer, name: str, feeders: Sequence[str]) -> None:
         """Write the neurons that the sum of `feeders` drives."""
         shape = self._shapes[feeders[0]]
         node = neuron_node(layer, shape)
-        self._outputs[len(self.feeders)] = self._add(name, node, shape, feeders)
+        self._outputs[len(self.feeders)] = [self._add(name, node, shape, feeders)]
         self.feeders.append(list(feeders))
 
-    def head(self, fc: nn.Linear, readout: Sequence[int]) -> None:
-        """Write global average pooling, flatten, linear layer and output."""
-        sources = [self._outputs[index] for index in readout]
-        last = self._pooled_linear(fc, sources, "")
+    def sum(self, feeders: Sequence[str]) -> None:
+        """Remember a sum without activation: readers read its summands."""
+        self._outputs[len(self.feeders)] = list(feeders)
+        self.feeders.append(list(feeders))
+
+    def head(self, student: Network) -> None:
+        """Write pooling, flatten, linear layer and output."""
+        sources = [node for index in student.readout for node in self._outputs[index]]
+        fc = student.fc
+        if isinstance(student, TracedNetwork):
+            for pool in student.pools:
+                assert isinstance(pool, nn.AvgPool2d)  # of a spiking network
+                sources = [self._average(pool, self._free("pool"), sources)]
+            weight, bias = _numpy(fc.weight), _numpy(fc.bias)
+            last = [self._affine("fc", weight, bias, self._flat("flatten", sources))]
+        else:
+            last = [self._pooled_linear(fc, sources, "")]
         output = nir.Output({"output": np.array([fc.out_features])})
         self._add("output", output, (fc.out_features,), last)
 
-    def _pooled_linear(self, linear: nn.Linear, sources: list[str], suffix: str) -> list[str]:
+    def _average(self, layer: nn.AvgPool2d, name: str, sources: list[str]) -> str:
+        shape = self._shapes[sources[0]]
+        node = nir.AvgPool2d(
+            kernel_size=np.array(_pair(layer.kernel_size)),
+            stride=np.array(_pair(layer.stride)),
+            padding=np.array(_pair(layer.padding)),
+        )
+        return self._add(name, node, node_shape(name, node, shape), sources)
+
+    def _dense(self, block: ConvBlock, name: str, sources: list[str]) -> str:
+        """Write a convolution over a whole map as a linear layer on its flattened values."""
+        kernel, bias = fold_batch_norm(block.conv, block.bn)
+        flat = self._flat(self._free(name.replace("conv", "flatten")), sources)
+        return self._affine(name, kernel.reshape(len(kernel), -1), bias, flat)
+
+    def _flat(self, name: str, sources: list[str]) -> list[str]:
+        shape = self._shapes[sources[0]]
+        if len(shape) == 1:
+            return sources
+        node = nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
+        return [self._add(name, node, (math.prod(shape),), sources)]
+
+    def _affine(self, name: str, weight: Array, bias: Array, sources: list[str]) -> str:
+        node = nir.Affine(weight=weight.astype(np.float32), bias=bias.astype(np.float32))
+        return self._add(name, node, (len(bias),), sources)
+
+    def _pooled_linear(self, linear: nn.Linear, sources: list[str], suffix: str) -> str:
         shape = self._shapes[sources[0]]
         if len(shape) == 3:
-            flat = nir.Flatten(
-                input_type={"input": np.array([shape[0], 1, 1])}, start_dim=0, end_dim=-1
-            )
             pool = self._add(f"pool{suffix}", _pool(shape[1:]), (shape[0], 1, 1), sources)
-            sources = [self._add(f"flatten{suffix}", flat, shape[:1], [pool])]
-        node = nir.Affine(
-            weight=_numpy(linear.weight).astype(np.float32),
-            bias=_numpy(linear.bias).astype(np.float32),
-        )
-        return [self._add(f"fc{suffix}", node, (linear.out_features,), sources)]
+            sources = self._flat(f"flatten{suffix}", [pool])
+        return self._affine(f"fc{suffix}", _numpy(linear.weight), _numpy(linear.bias), sources)
 
     def _add(self, name: str, node: nir.NIRNode, shape: Shape, sources: Sequence[str]) -> str:
         self.nodes[name], self._shapes[name] = node, shape
@@ -201,8 +251,8 @@ def _pool(window: Sequence[int]) -> nir.AvgPool2d:
 
 
 def node_names(student: Network) -> list[str]:
-    """Return the graph's names of the student's neurons, in the order of its taps."""
-    return [f"{_prefix(student)}{n}" for n in range(1, len(student.junctions) + 1)]
+    """Return the graph's names of the student's neurons, in the order of `student.neurons`."""
+    return [f"{_prefix(student)}{n}" for n in range(1, len(student.neurons) + 1)]
 
 
 def _prefix(student: Network) -> str:

@@ -110,7 +110,8 @@ def measure(
         steps = torch.arange(1, student.T + 1, device=device).view(-1, 1, 1)
         predicted = (taps.step_logits.cumsum(0) / steps).argmax(-1).cpu().numpy()  # [T, B]
         correct += (predicted == y).sum(axis=1)
-        for name, spike in zip(names, taps.activations, strict=True):
+        fired = [taps.activations[index] for index in student.neurons]
+        for name, spike in zip(names, fired, strict=True):
             spikes[name] += int(spike.sum(dtype=torch.float64))
             neurons[name] = spike[:, 0].numel()
         progress("evaluate", done, len(labels))

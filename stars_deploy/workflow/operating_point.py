@@ -111,15 +111,15 @@ def _measure(
 ) -> list[Json]:
     """Return tail masses, predicted and true rate of every layer."""
     levels = torch.tensor(list(thresholds), device=device)
-    layers = len(student.junctions)
+    layers = len(student.neurons)
     above = torch.zeros(layers, len(levels), dtype=torch.float64)
     fired = torch.zeros(layers, dtype=torch.float64)
     moments = torch.zeros(layers, 2, dtype=torch.float64)
     places = torch.zeros(layers, dtype=torch.float64)
     for start in range(0, len(images), BATCH):
         taps = student.taps(to_input(images[start : start + BATCH], data, device))
-        pairs = zip(taps.pre_activations, taps.activations, strict=True)
-        for index, (current, spikes) in enumerate(pairs):
+        for index, junction in enumerate(student.neurons):
+            current, spikes = taps.pre_activations[junction], taps.activations[junction]
             mean = current.mean(0).flatten()
             above[index] += torch.stack([(mean > level).sum() for level in levels]).cpu()
             moments[index] += torch.stack([mean.sum(), mean.square().sum()]).cpu()

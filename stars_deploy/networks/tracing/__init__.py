@@ -1,0 +1,1 @@
+"""Any module as a network of ours: torch.fx draws its graph, which becomes junctions and wires."""
