@@ -15,6 +15,7 @@ from stars_deploy.errors import WeightsError
 from stars_deploy.files import sha256, write_bytes
 from stars_deploy.networks.base import Network
 from stars_deploy.networks.families import build_student, build_teacher
+from stars_deploy.networks.state_dicts import compare
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
@@ -94,30 +95,9 @@ def _require_batch_norm(teacher: Network, tensors: Mapping[str, Tensor], path: P
 
 def _load(network: Network, tensors: Mapping[str, Tensor], path: Path) -> Network:
     expected = network.state_dict()
-    _compare(expected, tensors, path)
+    compare(expected, tensors, path, "the recipe's network")
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise WeightsError(f"{path}: tensor {name} holds NaN or infinite values")
     network.load_state_dict(dict(tensors))
     return network.eval()
-
-
-def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    """Raise WeightsError naming the first tensor of another shape, and missing or extra names."""
-    problems = []
-    for name, tensor in expected.items():
-        if name in found and found[name].shape != tensor.shape:
-            problems.append(
-                f"tensor {name} has shape {list(found[name].shape)}, "
-                f"the recipe's network has {list(tensor.shape)}"
-            )
-            break
-    for what, names in (
-        ("missing", [name for name in expected if name not in found]),
-        ("unexpected", [name for name in found if name not in expected]),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            problems.append(f"{what} {', '.join(names[:3])}{more}")
-    if problems:
-        raise WeightsError(f"{path}: weights of another architecture: {'; '.join(problems)}")
