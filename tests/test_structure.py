@@ -31,8 +31,9 @@ ALLOWED = {
     "validation": BASE | {"graph", "targets", "simulation"},
     "workflow": BASE
     | {"graph", "networks", "data", "distillation", "targets", "simulation", "validation"},
-    "cli": BASE | {"workflow"},
-    "": set(),
+    "api": BASE | {"workflow"},
+    "cli": BASE | {"api", "workflow"},
+    "": {"api"},
     "__main__": {"cli"},
 }
 TORCH_FREE = ("config", "graph", "targets", "simulation", "validation")

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+import stars_deploy
 from stars_deploy import console
+from stars_deploy.api.training import DEFAULT_MODEL
 from stars_deploy.cli.base import command, next_step, quoted
 
-DEFAULT_MODEL = "fashion-mnist"
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DataOption = Annotated[
     str, typer.Option("--data", help="Data set: a name, a folder of idx or image files, an npz.")
@@ -76,45 +77,29 @@ def distill(
 
     Example: stars-deploy distill fashion-mnist --seed 1 --out run
     """
-    from stars_deploy.config.recipe import find_recipe, load_recipe
-    from stars_deploy.workflow.distill import distill as run
-    from stars_deploy.workflow.distill import plan
-    from stars_deploy.workflow.resume import recipe_of_run, require_run
-
-    if resume:
-        require_run(out)
-    options = _options({"method": method, "seed": seed, "device": device}, stars)
-    changes = [*(overrides or ()), *options]
-    sources = {change.partition("=")[0]: option for change, option in options.items()}
-    if resume and not overrides and method is None and stars is None and seed is None:
-        chosen, weights = recipe_of_run(out, recipe, weights, changes, sources)
-        origin = out / "recipe.toml"
-        console.say(f"Resuming with the recipe of {origin}")
-    else:
-        spec = recipe or DEFAULT_MODEL
-        chosen, origin = load_recipe(spec, changes, sources), find_recipe(spec)
-    if dry_run:
-        _show_plan(plan(chosen, weights, origin))
-        return
     with console.progress() as progress:
-        summary = run(chosen, out, origin=origin, resume=resume, weights=weights, progress=progress)
-    console.emit(summary)
-    console.say(f"Student: {out / 'student.safetensors'} ({summary['wall_time_s']:.0f} s)")
+        result = stars_deploy.distill(
+            recipe,
+            out=out,
+            weights=weights,
+            method=method,
+            stars=stars,
+            overrides=overrides or (),
+            seed=seed,
+            device=device,
+            resume=resume,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    console.emit(result)
+    if dry_run:
+        _show_plan(result)
+        return
+    console.say(f"Student: {out / 'student.safetensors'} ({result['wall_time_s']:.0f} s)")
     next_step(f"stars-deploy evaluate {quoted(out)} --data evaluation")
 
 
-def _options(values: dict[str, object], stars: bool | None) -> dict[str, str]:
-    """Return the changes of the recipe that options stand for, and how each was given."""
-    keys = {"method": "synthesis.method", "seed": "run.seed", "device": "run.device"}
-    given = {name: value for name, value in values.items() if value is not None}
-    changes = {f"{keys[name]}={value}": f"--{name} {value}" for name, value in given.items()}
-    if stars is not None:
-        changes[f"stars.enabled={str(stars).lower()}"] = "--stars" if stars else "--no-stars"
-    return changes
-
-
 def _show_plan(plan: dict[str, object]) -> None:
-    console.emit(plan)
     rows = [(key, value) for key, value in plan.items() if not isinstance(value, dict)]
     console.show("Plan (nothing was run)", ("what", "value"), rows)
     next_step("the same command without --dry-run")
