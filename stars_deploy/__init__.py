@@ -7,19 +7,54 @@ this package alone loads neither torch nor numpy.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stars_deploy.api import distill
+    from stars_deploy.api import (
+        check,
+        compare,
+        demo,
+        distill,
+        doctor,
+        evaluate,
+        export,
+        finetune,
+        operating_point,
+        profiles,
+        simulate,
+        sweep,
+        train_teacher,
+        validate,
+        zoo,
+    )
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "distill"]
+__all__ = [
+    "__version__",
+    "check",
+    "compare",
+    "demo",
+    "distill",
+    "doctor",
+    "evaluate",
+    "export",
+    "finetune",
+    "operating_point",
+    "profiles",
+    "simulate",
+    "sweep",
+    "train_teacher",
+    "validate",
+    "zoo",
+]
 
 
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from stars_deploy import api
+if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name there is
 
-    return getattr(api, name)
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from stars_deploy import api
+
+        return getattr(api, name)
 
 
 def __dir__() -> list[str]:

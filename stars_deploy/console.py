@@ -22,10 +22,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class Settings:
-    """The global options of the command line."""
+    """The global options of the command line, which sets them; the library alone is silent."""
 
     json: bool = False
-    quiet: bool = False
+    quiet: bool = True
     verbose: bool = False
 
 

@@ -7,6 +7,25 @@ and `validate` return the dictionary that says what does not fit or differs. Pat
 Nothing is printed; `progress` is called with what is done, steps completed, and steps in all.
 """
 
-from stars_deploy.api.training import distill
+from stars_deploy.api.deployment import check, export, simulate, sweep, validate
+from stars_deploy.api.inventory import demo, doctor, profiles, zoo
+from stars_deploy.api.study import compare, operating_point
+from stars_deploy.api.training import distill, evaluate, finetune, train_teacher
 
-__all__ = ["distill"]
+__all__ = [
+    "check",
+    "compare",
+    "demo",
+    "distill",
+    "doctor",
+    "evaluate",
+    "export",
+    "finetune",
+    "operating_point",
+    "profiles",
+    "simulate",
+    "sweep",
+    "train_teacher",
+    "validate",
+    "zoo",
+]

@@ -1,13 +1,57 @@
-"""Making networks: `distill`."""
+"""Making networks: `train_teacher`, `distill`, `evaluate`, `finetune`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from stars_deploy.api.arguments import Json, PathLike, Progress, no_progress, optional_path
+from stars_deploy.api.arguments import (
+    Json,
+    PathLike,
+    Progress,
+    at_least,
+    no_progress,
+    optional_path,
+    optional_text,
+)
 
 DEFAULT_MODEL = "fashion-mnist"
+
+
+def train_teacher(
+    recipe: PathLike,
+    *,
+    out: PathLike,
+    data: PathLike = "fashion-mnist",
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Json:
+    """Train an ANN teacher with real data; writes OUT/teacher.safetensors and OUT/summary.json.
+
+    Args:
+        recipe: a recipe file or the name of a packaged model.
+        out: a folder that is empty or absent.
+        data: a data set's name, or a folder with training and test images.
+        overrides: other values of the recipe, "key=value" each: "training.epochs=5".
+        device: auto, cpu or cuda.
+        progress: called with what is done, epochs completed, and epochs in all.
+
+    Returns:
+        The content of OUT/summary.json.
+
+    Raises:
+        RecipeError, DataError; InputError: OUT is not empty. TrainingDiverged: the loss is not
+        finite; OUT/checkpoint keeps the last good epoch.
+
+    Example:
+        >>> stars_deploy.train_teacher("fashion-mnist", out="teacher")["accuracy"]
+    """
+    from stars_deploy.config.recipe import load_recipe
+    from stars_deploy.workflow.teacher import train_teacher as train
+
+    chosen = load_recipe(recipe, overrides)
+    return train(chosen, str(data), Path(out), device, progress)
 
 
 def distill(
@@ -73,6 +117,97 @@ def distill(
     if dry_run:
         return plan(chosen, file, origin)
     return run(chosen, folder, origin=origin, resume=resume, weights=file, progress=progress)
+
+
+def evaluate(
+    run: PathLike,
+    *,
+    data: PathLike = "evaluation",
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Json:
+    """Measure accuracy (also against T) and spikes per layer; writes RUN/training.json.
+
+    Args:
+        run: the folder of a finished run.
+        data: labelled images: a data set's name, a folder of images, or an npz.
+        device: auto, cpu or cuda.
+        progress: called with what is done, images completed, and images in all.
+
+    Returns:
+        The content of RUN/training.json.
+
+    Raises:
+        InputError: RUN is not the folder of a finished run. WeightsError, DataError.
+
+    Example:
+        >>> stars_deploy.evaluate("run", data="fashion-mnist")["accuracy_by_t"]
+    """
+    from stars_deploy.workflow.evaluate import evaluate as measure
+
+    return measure(Path(run), str(data), device, progress)
+
+
+def finetune(
+    source: PathLike,
+    *,
+    out: PathLike,
+    profile: PathLike = "loihi2",
+    bits: int | None = None,
+    updates: int = 300,
+    lr: float = 0.001,
+    seed: int = 0,
+    pool: PathLike | None = None,
+    weights: PathLike | None = None,
+    data: PathLike | None = None,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Json:
+    """Train a student's integers as a chip computes them, on synthetic images.
+
+    Writes graph.nir and finetune.json into OUT, as a whole.
+
+    Args:
+        source: a run, a bundle or a .nir file.
+        out: a folder that is empty or absent.
+        profile: the name of a Loihi profile, or its TOML file.
+        bits: of the weights; the profile's if None.
+        updates: of the weights; 0 corrects the biases only.
+        lr: learning rate, relative to the largest weight.
+        seed: of the order of the images.
+        pool: the run whose synthetic images and teacher are used; SOURCE if it is a run.
+        weights: the teacher's weights (safetensors), where the run cannot tell.
+        data: labelled images to measure on, never to train on.
+        device: auto, cpu or cuda.
+        progress: called with what is done, updates completed, and updates in all.
+
+    Returns:
+        The content of OUT/finetune.json.
+
+    Raises:
+        InputError, WeightsError, DataError; GraphError, DoesNotFit: the graph cannot be lowered,
+        or not be trained. TrainingDiverged: nothing is written.
+
+    Example:
+        >>> stars_deploy.finetune("run", bits=4, out="run4")["agreement"]
+    """
+    from stars_deploy.workflow.finetune import Settings
+    from stars_deploy.workflow.finetune import finetune as train
+
+    at_least(0, updates=updates, seed=seed)
+    at_least(1e-9, lr=lr)
+    return train(
+        Path(source),
+        Path(out),
+        Settings(updates, lr, seed),
+        profile=str(profile),
+        bits=bits,
+        pool=optional_path(pool),
+        weights=optional_path(weights),
+        data=optional_text(data),
+        device=device,
+        progress=progress,
+    )
 
 
 def _options(values: dict[str, object], stars: bool | None) -> dict[str, str]:

@@ -8,11 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
+import stars_deploy
 from stars_deploy import console
 from stars_deploy.cli.base import command, next_step, quoted
-from stars_deploy.cli.reading import Classes, Dt, Gain, ImageShape, Mean, Std, Steps
+from stars_deploy.cli.reading import (
+    Classes,
+    Dt,
+    Gain,
+    ImageShape,
+    Mean,
+    Std,
+    Steps,
+    reading_options,
+)
 from stars_deploy.cli.tables import show_findings, show_placement, show_simulation, show_validation
-from stars_deploy.errors import DoesNotFit
+from stars_deploy.errors import DoesNotFit, ParityError
 
 Source = Annotated[Path, typer.Argument(help="A run, a bundle or a .nir file.")]
 Profile = Annotated[str, typer.Option(help="Hardware profile: a name or a TOML file.")]
@@ -52,13 +62,11 @@ def export(
 
     Example: stars-deploy export run --target nir --target onnx --target loihi --out bundle
     """
-    from stars_deploy.workflow.export import export as write_bundle
-    from stars_deploy.workflow.reading import parse_reading
-
-    reading = parse_reading(steps, dt, gain, mean, std, classes, image_shape)
-    result = write_bundle(
-        source, target, profile, golden, nir_gain, out, reading, golden_images, balance
-    )
+    result = stars_deploy.export(
+        source, target=target, out=out, profile=profile, golden=golden, nir_gain=nir_gain,
+        balance=balance, golden_images=golden_images, steps=steps, dt=dt, gain=gain, mean=mean,
+        std=std, classes=classes, image_shape=image_shape,
+    )  # fmt: skip
     console.emit(result)
     _show_notes(result)
     console.say(f"Bundle: {out} ({', '.join(result['targets'])})")
@@ -86,11 +94,10 @@ def check(
 
     Example: stars-deploy check bundle --profile loihi2 --picture cores.png
     """
-    from stars_deploy.workflow.check import check as find
-    from stars_deploy.workflow.reading import option_text, parse_reading
-
-    reading = parse_reading(steps, dt, gain, mean, std, classes, image_shape)
-    result = find(source, profile, reading, balance, picture)
+    result = stars_deploy.check(
+        source, profile=profile, balance=balance, picture=picture, steps=steps, dt=dt, gain=gain,
+        mean=mean, std=std, classes=classes, image_shape=image_shape,
+    )  # fmt: skip
     console.emit(result)
     show_placement(result)
     show_findings(result["findings"])
@@ -102,8 +109,9 @@ def check(
         console.say(f"{source} {verdict} profile {profile}: see the errors above.")
         raise typer.Exit(result["exit_code"])
     console.say(f"{source} fits profile {profile}.")
-    options = f"--profile {quoted(profile)}{option_text(reading)}"
-    next_step(f"stars-deploy simulate {quoted(source)} {options}")
+    options = reading_options(steps, dt, gain, mean, std, classes, image_shape)
+    command = f"stars-deploy simulate {quoted(source)} --profile {quoted(profile)}"
+    next_step(command + options)
 
 
 @command
@@ -129,22 +137,21 @@ def simulate(
 
     Example: stars-deploy simulate bundle --profile loihi2 --data evaluation
     """
-    from stars_deploy.workflow.reading import option_text, parse_reading
-    from stars_deploy.workflow.simulate import simulate as run_simulation
-
-    reading = parse_reading(steps, dt, gain, mean, std, classes, image_shape)
     with console.progress() as progress:
-        result = run_simulation(
-            source, profile, engine, data, limit, device, progress, reading, balance
-        )
+        result = stars_deploy.simulate(
+            source, profile=profile, engine=engine, data=data, limit=limit, device=device,
+            balance=balance, steps=steps, dt=dt, gain=gain, mean=mean, std=std, classes=classes,
+            image_shape=image_shape, progress=progress,
+        )  # fmt: skip
     console.emit(result)
     _show_notes(result)
     show_simulation(result)
     if (source / "manifest.json").is_file():
         next_step(f"stars-deploy validate {quoted(source)} --profile {quoted(profile)}")
     else:
-        options = f"--target onnx --target loihi{option_text(reading)}"
-        next_step(f"stars-deploy export {quoted(source)} {options} --out bundle")
+        options = reading_options(steps, dt, gain, mean, std, classes, image_shape)
+        targets = f"--target onnx --target loihi{options}"
+        next_step(f"stars-deploy export {quoted(source)} {targets} --out bundle")
 
 
 @command
@@ -183,13 +190,11 @@ def validate(
 
     Example: stars-deploy validate bundle --engine lava --limit 16
     """
-    from stars_deploy.errors import ParityError
-    from stars_deploy.workflow.validate import validate as judge
-
     with console.progress() as progress:
-        result = judge(
-            bundle, profile, engine, data, limit, timeout, device, progress, command, trace
-        )
+        result = stars_deploy.validate(
+            bundle, profile=profile, engine=engine, data=data, limit=limit, command=command,
+            trace=trace, timeout=timeout, device=device, progress=progress,
+        )  # fmt: skip
     console.emit(result)
     show_validation(result)
     if command is not None:

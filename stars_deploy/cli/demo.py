@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+import stars_deploy
 from stars_deploy import console
 from stars_deploy.cli.base import command, next_step
 from stars_deploy.cli.tables import show_validation
+from stars_deploy.errors import ParityError
 
 
 @command
@@ -22,11 +24,8 @@ def demo(
     Distils without data, exports NIR, ONNX and Loihi, simulates, and validates spike for spike;
     Lava itself judges if its environment is there (`stars-deploy doctor --fix` builds it).
     """
-    from stars_deploy.errors import ParityError
-    from stars_deploy.workflow.demo import run_demo
-
     with console.progress() as progress:
-        result = run_demo(out, seed, progress)
+        result = stars_deploy.demo(out=out, seed=seed, progress=progress)
     for validation in result["validations"]:
         show_validation(validation)
     _show_accuracies(result)

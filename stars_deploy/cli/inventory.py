@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+import stars_deploy
 from stars_deploy import console
 from stars_deploy.cli.base import command, next_step
 
@@ -13,31 +14,20 @@ from stars_deploy.cli.base import command, next_step
 @command
 def profiles() -> None:
     """List the packaged hardware profiles."""
-    from stars_deploy.assets import asset
-    from stars_deploy.config.profile import load_profile
-
-    found = {
-        path.stem: load_profile(path.stem) for path in asset("hardware_profiles").glob("*.toml")
-    }
-    rows = [(name, found[name].identity.description) for name in sorted(found)]
-    console.show("Hardware profiles", ("name", "what it is"), rows)
-    console.emit({"profiles": dict(rows)})
+    result = stars_deploy.profiles()
+    console.show("Hardware profiles", ("name", "what it is"), result["profiles"].items())
+    console.emit(result)
     next_step("stars-deploy check BUNDLE --profile NAME")
 
 
 @command
 def zoo() -> None:
     """List the packaged models: recipe, teacher, data."""
-    from stars_deploy.assets import asset
-    from stars_deploy.config.recipe import load_recipe
-
-    rows = []
-    for path in sorted(asset("models").glob("*/recipe.toml")):
-        recipe = load_recipe(path)
-        rows.append((path.parent.name, recipe.teacher.family, recipe.data.name, recipe.student.T))
-    console.show("Models", ("name", "teacher", "data", "T"), rows)
+    result = stars_deploy.zoo()
     keys = ("name", "teacher", "data", "T")
-    console.emit({"models": [dict(zip(keys, row, strict=True)) for row in rows]})
+    rows = [[model[key] for key in keys] for model in result["models"]]
+    console.show("Models", keys, rows)
+    console.emit(result)
     next_step("stars-deploy distill NAME --dry-run --out run")
 
 
@@ -46,10 +36,8 @@ def doctor(
     fix: Annotated[bool, typer.Option("--fix", help="Build the Lava environment.")] = False,
 ) -> None:
     """Say what this machine can run; the output is meant to be pasted into an issue."""
-    from stars_deploy.workflow.doctor import doctor as examine
-
     with console.progress() as progress:
-        result = examine(fix=fix, progress=progress)
+        result = stars_deploy.doctor(fix=fix, progress=progress)
     console.emit(result)
     rows = [(name, value) for name, value in _flat(result)]
     console.show("stars-deploy doctor", ("what", "found"), rows)

@@ -34,12 +34,10 @@ def teacher_train(
 
     Example: stars-deploy teacher train fashion-mnist --out teacher
     """
-    from stars_deploy.config.recipe import load_recipe
-    from stars_deploy.workflow.teacher import train_teacher
-
-    chosen = load_recipe(recipe, overrides or ())
     with console.progress() as progress:
-        summary = train_teacher(chosen, data, out, device, progress)
+        summary = stars_deploy.train_teacher(
+            recipe, out=out, data=data, overrides=overrides or (), device=device, progress=progress
+        )
     console.emit(summary)
     console.say(f"Accuracy on {summary['n']} test images: {summary['accuracy']:.4f}")
     weights = quoted(out / "teacher.safetensors")
@@ -115,10 +113,8 @@ def evaluate(
 
     Example: stars-deploy evaluate run --data fashion-mnist
     """
-    from stars_deploy.workflow.evaluate import evaluate as run_evaluation
-
     with console.progress() as progress:
-        result = run_evaluation(run, data, device, progress)
+        result = stars_deploy.evaluate(run, data=data, device=device, progress=progress)
     console.emit(result)
     console.show(
         f"{result['n']} images of {result['data']} on {result['device']}",
@@ -161,16 +157,15 @@ def finetune(
 
     Example: stars-deploy finetune run --profile loihi2 --bits 4 --out run4
     """
-    from stars_deploy.workflow.finetune import Settings
-    from stars_deploy.workflow.finetune import finetune as run_finetuning
-
     with console.progress() as progress:
-        result = run_finetuning(
+        result = stars_deploy.finetune(
             source,
-            out,
-            Settings(updates, lr, seed),
+            out=out,
             profile=profile,
             bits=bits,
+            updates=updates,
+            lr=lr,
+            seed=seed,
             pool=pool,
             weights=weights,
             data=data,
