@@ -27,6 +27,7 @@ class Settings:
     json: bool = False
     quiet: bool = True
     verbose: bool = False
+    words: tuple[str, ...] = ()  # as typed, after the program's name
 
 
 settings = Settings()
@@ -38,8 +39,16 @@ def no_progress(description: str, completed: int, total: int) -> None:
     """Report to nobody."""
 
 
+def on_terminal() -> bool:
+    """Return whether people watch stderr; FORCE_COLOR colours a log but makes no terminal of it."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def stderr() -> Console:
-    """Return the console that people read; rich drops colours when it is not a terminal."""
+    """Return the console that people read.
+
+    rich colours a terminal, under FORCE_COLOR also a file or a pipe, and nothing under NO_COLOR.
+    """
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
@@ -69,7 +78,7 @@ def show(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> N
         table.add_row(*(escape(_cell(value)) for value in row))
     console = stderr()
     console.soft_wrap = False
-    if not console.is_terminal:
+    if not on_terminal():
         console.width = PIPED_WIDTH
     console.print(table)
 
@@ -117,8 +126,7 @@ def progress() -> Iterator[Progress]:
     if settings.quiet:
         yield no_progress
         return
-    console = stderr()
-    if not console.is_terminal:
+    if not on_terminal():
         yield _line_progress()
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -130,15 +138,19 @@ def progress() -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=console) as bars:
-        tasks: dict[str, Any] = {}
+    bars = Bars(*columns, console=stderr())
+    tasks: dict[str, Any] = {}
 
-        def advance(description: str, completed: int, total: int) -> None:
-            if description not in tasks:
-                tasks[description] = bars.add_task(description, total=total)
-            bars.update(tasks[description], completed=completed, total=total)
+    def advance(description: str, completed: int, total: int) -> None:
+        bars.start()  # not before: a command that turns out short draws nothing
+        if description not in tasks:
+            tasks[description] = bars.add_task(description, total=total)
+        bars.update(tasks[description], completed=completed, total=total)
 
+    try:
         yield advance
+    finally:
+        bars.stop()
 
 
 def _line_progress() -> Progress:

@@ -11,6 +11,7 @@ import typer
 import stars_deploy
 from stars_deploy import console
 from stars_deploy.cli.base import command, next_step, quoted
+from stars_deploy.cli.commands import add
 from stars_deploy.cli.reading import (
     Classes,
     Dt,
@@ -60,7 +61,10 @@ def export(
 ) -> None:
     """Write a sealed bundle: NIR graph, ONNX models, integer Loihi parameters, golden recordings.
 
-    Example: stars-deploy export run --target nir --target onnx --target loihi --out bundle
+    Examples:
+      stars-deploy export run --target nir --target onnx --target loihi --out bundle
+      stars-deploy export theirs.nir --target onnx --steps 4 --dt 1e-3 --mean 0.5 --std 0.25 \\
+        --out bundle
     """
     result = stars_deploy.export(
         source, target=target, out=out, profile=profile, golden=golden, nir_gain=nir_gain,
@@ -188,7 +192,9 @@ def validate(
 ) -> None:
     """Say, layer by layer, whether an engine still computes what training measured.
 
-    Example: stars-deploy validate bundle --engine lava --limit 16
+    Examples:
+      stars-deploy validate bundle --engine lava --limit 16
+      stars-deploy validate bundle --engine recorded --trace board.npz
     """
     with console.progress() as progress:
         result = stars_deploy.validate(
@@ -224,4 +230,4 @@ def _show_notes(result: dict[str, Any]) -> None:
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
     for function in (export, check, simulate, validate):
-        app.command()(function)
+        add(app, function)

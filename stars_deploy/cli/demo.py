@@ -10,6 +10,7 @@ import typer
 import stars_deploy
 from stars_deploy import console
 from stars_deploy.cli.base import command, next_step
+from stars_deploy.cli.commands import add
 from stars_deploy.cli.tables import show_validation
 from stars_deploy.errors import ParityError
 
@@ -23,6 +24,8 @@ def demo(
 
     Distils without data, exports NIR, ONNX and Loihi, simulates, and validates spike for spike;
     Lava itself judges if its environment is there (`stars-deploy doctor --fix` builds it).
+
+    Example: stars-deploy demo --out demo
     """
     with console.progress() as progress:
         result = stars_deploy.demo(out=out, seed=seed, progress=progress)
@@ -50,4 +53,4 @@ def _show_accuracies(result: dict[str, Any]) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
-    app.command()(demo)
+    add(app, demo)

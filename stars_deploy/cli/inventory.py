@@ -9,11 +9,15 @@ import typer
 import stars_deploy
 from stars_deploy import console
 from stars_deploy.cli.base import command, next_step
+from stars_deploy.cli.commands import add
 
 
 @command
 def profiles() -> None:
-    """List the packaged hardware profiles."""
+    """List the packaged hardware profiles.
+
+    Example: stars-deploy profiles --json
+    """
     result = stars_deploy.profiles()
     console.show("Hardware profiles", ("name", "what it is"), result["profiles"].items())
     console.emit(result)
@@ -22,7 +26,10 @@ def profiles() -> None:
 
 @command
 def zoo() -> None:
-    """List the packaged models: recipe, teacher, data."""
+    """List the packaged models: recipe, teacher, data.
+
+    Example: stars-deploy zoo
+    """
     result = stars_deploy.zoo()
     keys = ("name", "teacher", "data", "T")
     rows = [[model[key] for key in keys] for model in result["models"]]
@@ -35,13 +42,19 @@ def zoo() -> None:
 def doctor(
     fix: Annotated[bool, typer.Option("--fix", help="Build the Lava environment.")] = False,
 ) -> None:
-    """Say what this machine can run; the output is meant to be pasted into an issue."""
+    """Say what this machine can run, in words to paste into an issue: no private names or paths.
+
+    Examples:
+      stars-deploy doctor
+      stars-deploy doctor --fix
+    """
     with console.progress() as progress:
         result = stars_deploy.doctor(fix=fix, progress=progress)
     console.emit(result)
-    rows = [(name, value) for name, value in _flat(result)]
-    console.show("stars-deploy doctor", ("what", "found"), rows)
     next_step("stars-deploy demo")
+    console.say("Copy and paste what follows into an issue; no path or name of yours is in it:\n")
+    lines = [f"{name}: {value}" for name, value in _flat(result)]
+    console.say("\n".join(["```text", *lines, "```"]))
 
 
 def _flat(value: dict[str, object], prefix: str = "") -> list[tuple[str, str]]:
@@ -59,4 +72,4 @@ def _flat(value: dict[str, object], prefix: str = "") -> list[tuple[str, str]]:
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
     for function in (profiles, zoo, doctor):
-        app.command()(function)
+        add(app, function)

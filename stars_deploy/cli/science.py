@@ -10,6 +10,7 @@ import typer
 import stars_deploy
 from stars_deploy import console
 from stars_deploy.cli.base import command, next_step
+from stars_deploy.cli.commands import add
 from stars_deploy.cli.train import DataOption, Device, SetOption
 
 
@@ -85,5 +86,5 @@ def operating_point(
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
-    app.command()(compare)
-    app.command()(operating_point)
+    add(app, compare)
+    add(app, operating_point)

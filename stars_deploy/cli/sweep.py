@@ -11,6 +11,7 @@ import stars_deploy
 from stars_deploy import console
 from stars_deploy.cli.base import command, next_step
 from stars_deploy.cli.bundle import DataOption, Device, Limit, Profile, Source
+from stars_deploy.cli.commands import add
 
 
 @command
@@ -77,4 +78,4 @@ def _row(point: dict[str, Any]) -> tuple[Any, ...]:
 
 def register(app: typer.Typer) -> None:
     """Add this module's command to the application."""
-    app.command()(sweep)
+    add(app, sweep)

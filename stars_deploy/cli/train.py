@@ -11,6 +11,7 @@ import stars_deploy
 from stars_deploy import console
 from stars_deploy.api.training import DEFAULT_MODEL
 from stars_deploy.cli.base import command, next_step, quoted
+from stars_deploy.cli.commands import add
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DataOption = Annotated[
@@ -32,7 +33,10 @@ def teacher_train(
 ) -> None:
     """Train an ANN teacher with real data.
 
-    Example: stars-deploy teacher train fashion-mnist --out teacher
+    Examples:
+      stars-deploy teacher train fashion-mnist --out teacher
+      stars-deploy teacher train my-model/recipe.toml --data images/ --set training.epochs=5 \\
+        --out teacher
     """
     with console.progress() as progress:
         summary = stars_deploy.train_teacher(
@@ -73,7 +77,10 @@ def distill(
 ) -> None:
     """Distil a teacher into a spiking student without any data.
 
-    Example: stars-deploy distill fashion-mnist --seed 1 --out run
+    Examples:
+      stars-deploy distill fashion-mnist --seed 1 --out run
+      stars-deploy distill fashion-mnist --method cmi --no-stars --set kd.lr=0.05 --out run
+      stars-deploy distill --resume --out run
     """
     with console.progress() as progress:
         result = stars_deploy.distill(
@@ -197,8 +204,8 @@ def _show_finetuning(result: dict[str, Any]) -> None:
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
     teacher = typer.Typer(help="Train ANN teachers with real data.", no_args_is_help=True)
-    teacher.command("train")(teacher_train)
+    add(teacher, teacher_train, "train")
     app.add_typer(teacher, name="teacher")
-    app.command()(distill)
-    app.command()(finetune)
-    app.command()(evaluate)
+    add(app, distill)
+    add(app, finetune)
+    add(app, evaluate)
