@@ -99,14 +99,17 @@ def _cell(value: Any) -> str:
 
 
 def emit(result: Mapping[str, Any]) -> None:
-    """Print the command's result as one JSON object on stdout, if --json was given.
+    """Print the command's result as one JSON object on stdout, if --json was given."""
+    if settings.json:
+        write_stdout(json.dumps(result, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_stdout(text: str) -> None:
+    """Print what was asked for on stdout.
 
     A reader that has seen enough (`| head`) changes nothing of what the command did.
     Raises: OSError naming stdout where it is closed or full; nothing more is printed on it then.
     """
-    if not settings.json:
-        return
-    text = json.dumps(result, allow_nan=False, ensure_ascii=False) + "\n"
     try:
         if sys.stdout is None:
             raise OSError(errno.EBADF, "is closed")

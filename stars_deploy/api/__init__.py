@@ -8,7 +8,7 @@ Nothing is printed; `progress` is called with what is done, steps completed, and
 """
 
 from stars_deploy.api.deployment import check, export, simulate, sweep, validate
-from stars_deploy.api.inventory import demo, doctor, profiles, zoo
+from stars_deploy.api.inventory import demo, doctor, profiles, schema, zoo
 from stars_deploy.api.study import compare, operating_point
 from stars_deploy.api.training import distill, evaluate, finetune, train_teacher
 
@@ -23,6 +23,7 @@ __all__ = [
     "finetune",
     "operating_point",
     "profiles",
+    "schema",
     "simulate",
     "sweep",
     "train_teacher",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from stars_deploy.api.arguments import (
-    Json,
     Names,
     Numbers,
     PathLike,
@@ -16,6 +16,10 @@ from stars_deploy.api.arguments import (
     optional_path,
     optional_text,
 )
+
+if TYPE_CHECKING:
+    from stars_deploy.results.deployment import Checked, Exported, Simulated, Swept
+    from stars_deploy.results.validation import Validated
 
 
 def export(
@@ -35,7 +39,7 @@ def export(
     std: Numbers | None = None,
     classes: Names | None = None,
     image_shape: str | Sequence[int] | None = None,
-) -> Json:
+) -> Exported:
     """Write a sealed bundle: NIR graph, ONNX models, integer Loihi parameters, golden recordings.
 
     The bundle appears as a whole or not at all, and replaces nothing but a bundle.
@@ -69,10 +73,11 @@ def export(
     at_least(1, golden=golden, steps=steps)
     targets = [target] if isinstance(target, str) else target
     reading = parse_reading(steps, dt, gain, mean, std, classes, image_shape)
-    return write_bundle(
+    result = write_bundle(
         Path(source), targets, str(profile), golden, nir_gain, Path(out), reading,
         str(golden_images), balance,
     )  # fmt: skip
+    return cast("Exported", result)
 
 
 def check(
@@ -88,7 +93,7 @@ def check(
     std: Numbers | None = None,
     classes: Names | None = None,
     image_shape: str | Sequence[int] | None = None,
-) -> Json:
+) -> Checked:
     """List everything in a graph that a chip cannot hold or compute, and where its layers lie.
 
     Args:
@@ -114,7 +119,8 @@ def check(
 
     at_least(1, steps=steps)
     reading = parse_reading(steps, dt, gain, mean, std, classes, image_shape)
-    return find(Path(source), str(profile), reading, balance, optional_path(picture))
+    result = find(Path(source), str(profile), reading, balance, optional_path(picture))
+    return cast("Checked", result)
 
 
 def simulate(
@@ -134,7 +140,7 @@ def simulate(
     classes: Names | None = None,
     image_shape: str | Sequence[int] | None = None,
     progress: Progress = no_progress,
-) -> Json:
+) -> Simulated:
     """Run the network as the profile's hardware would: accuracy, spikes, modeled energy.
 
     Args:
@@ -163,10 +169,11 @@ def simulate(
 
     at_least(1, limit=limit, steps=steps)
     reading = parse_reading(steps, dt, gain, mean, std, classes, image_shape)
-    return run(
+    result = run(
         Path(source), str(profile), engine, optional_text(data), limit, device, progress, reading,
         balance,
     )  # fmt: skip
+    return cast("Simulated", result)
 
 
 def validate(
@@ -181,7 +188,7 @@ def validate(
     timeout: float = 900.0,
     device: str = "auto",
     progress: Progress = no_progress,
-) -> Json:
+) -> Validated:
     """Say, layer by layer, whether an engine still computes what training measured.
 
     Writes validation.json, report.html and card.md into the bundle.
@@ -212,10 +219,11 @@ def validate(
     from stars_deploy.workflow.validate import validate as judge
 
     at_least(1, limit=limit, timeout=timeout)
-    return judge(
+    result = judge(
         Path(bundle), str(profile), engine, optional_text(data), limit, timeout, device, progress,
         command, optional_path(trace),
     )  # fmt: skip
+    return cast("Validated", result)
 
 
 def sweep(
@@ -231,7 +239,7 @@ def sweep(
     limit: int | None = None,
     device: str = "auto",
     progress: Progress = no_progress,
-) -> Json:
+) -> Swept:
     """Plot accuracy and spikes against time steps and weight bits, with 95 % intervals.
 
     Args:
@@ -258,7 +266,8 @@ def sweep(
     from stars_deploy.workflow.sweep_plan import parse_values
 
     at_least(1, limit=limit)
-    return run(
+    result = run(
         Path(source), str(profile), Path(out), over, parse_values(steps, "--steps"),
         parse_values(bits, "--bits"), engine, optional_text(data), limit, device, progress,
     )  # fmt: skip
+    return cast("Swept", result)

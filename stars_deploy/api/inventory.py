@@ -1,13 +1,20 @@
-"""What there is and what this machine can run: `demo`, `profiles`, `zoo`, `doctor`."""
+"""What there is and what this machine can run: `demo`, `profiles`, `zoo`, `doctor`, `schema`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from stars_deploy.api.arguments import Json, PathLike, Progress, at_least, no_progress
 
+if TYPE_CHECKING:
+    from stars_deploy.results.inventory import Diagnosed, Profiles, Zoo
+    from stars_deploy.results.validation import Demonstrated
 
-def demo(*, out: PathLike = "demo", seed: int = 0, progress: Progress = no_progress) -> Json:
+
+def demo(
+    *, out: PathLike = "demo", seed: int = 0, progress: Progress = no_progress
+) -> Demonstrated:
     """Run the whole journey on the packaged Fashion-MNIST teacher: a CPU, minutes, no network.
 
     An interrupted demo of the same seed goes on where it stopped.
@@ -30,10 +37,11 @@ def demo(*, out: PathLike = "demo", seed: int = 0, progress: Progress = no_progr
     from stars_deploy.workflow.demo import run_demo
 
     at_least(0, seed=seed)
-    return run_demo(Path(out), seed, progress)
+    result = run_demo(Path(out), seed, progress)
+    return cast("Demonstrated", result)
 
 
-def profiles() -> Json:
+def profiles() -> Profiles:
     """Return the packaged hardware profiles.
 
     Returns:
@@ -47,10 +55,11 @@ def profiles() -> Json:
     """
     from stars_deploy.workflow.inventory import profiles as found
 
-    return found()
+    result = found()
+    return cast("Profiles", result)
 
 
-def zoo() -> Json:
+def zoo() -> Zoo:
     """Return the packaged models: recipe, teacher, data.
 
     Returns:
@@ -64,10 +73,11 @@ def zoo() -> Json:
     """
     from stars_deploy.workflow.inventory import zoo as found
 
-    return found()
+    result = found()
+    return cast("Zoo", result)
 
 
-def doctor(*, fix: bool = False, progress: Progress = no_progress) -> Json:
+def doctor(*, fix: bool = False, progress: Progress = no_progress) -> Diagnosed:
     """Say what this machine can run, without private names or paths.
 
     Args:
@@ -85,4 +95,25 @@ def doctor(*, fix: bool = False, progress: Progress = no_progress) -> Json:
     """
     from stars_deploy.workflow.doctor import doctor as examine
 
-    return examine(fix=fix, progress=progress)
+    result = examine(fix=fix, progress=progress)
+    return cast("Diagnosed", result)
+
+
+def schema(name: str) -> Json:
+    """Return the JSON Schema of a command's result, or of a file with such a content.
+
+    Args:
+        name: a command ("validate", "teacher-train"), a file ("manifest.json"), or "error".
+
+    Returns:
+        A JSON Schema, draft 2020-12.
+
+    Raises:
+        InputError: a name that has no schema.
+
+    Example:
+        >>> sorted(stars_deploy.schema("validate")["properties"])
+    """
+    from stars_deploy.results.schemas import schema as found
+
+    return found(name)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from stars_deploy.api.arguments import (
-    Json,
     PathLike,
     Progress,
     at_least,
@@ -14,6 +14,9 @@ from stars_deploy.api.arguments import (
     optional_path,
     optional_text,
 )
+
+if TYPE_CHECKING:
+    from stars_deploy.results.study import Compared, OperatingPoint
 
 
 def compare(
@@ -26,7 +29,7 @@ def compare(
     weights: PathLike | None = None,
     overrides: Sequence[str] = (),
     progress: Progress = no_progress,
-) -> Json:
+) -> Compared:
     """Run a recipe with values varied, over seeds: means, spreads, paired differences.
 
     A comparison that was interrupted goes on where it stopped; more seeds may be added.
@@ -56,7 +59,8 @@ def compare(
 
     file = optional_path(weights)
     chosen = parse_seeds(seeds)
-    return run(str(recipe), vary, chosen, str(data), Path(out), overrides, file, progress)
+    result = run(str(recipe), vary, chosen, str(data), Path(out), overrides, file, progress)
+    return cast("Compared", result)
 
 
 def operating_point(
@@ -66,7 +70,7 @@ def operating_point(
     limit: int = 2000,
     device: str = "auto",
     progress: Progress = no_progress,
-) -> Json:
+) -> OperatingPoint:
     """Measure tail masses and firing rates per layer, on synthetic and on real images.
 
     Writes RUN/operating_point.json and RUN/operating_point.svg.
@@ -90,4 +94,5 @@ def operating_point(
     from stars_deploy.workflow.operating_point import operating_point as measure
 
     at_least(1, limit=limit)
-    return measure(Path(run), optional_text(data), limit, device, progress)
+    result = measure(Path(run), optional_text(data), limit, device, progress)
+    return cast("OperatingPoint", result)

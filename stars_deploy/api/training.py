@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from stars_deploy.api.arguments import (
     Json,
@@ -14,6 +15,9 @@ from stars_deploy.api.arguments import (
     optional_path,
     optional_text,
 )
+
+if TYPE_CHECKING:
+    from stars_deploy.results.training import Evaluated, Finetuned, TrainedTeacher
 
 DEFAULT_MODEL = "fashion-mnist"
 
@@ -26,7 +30,7 @@ def train_teacher(
     overrides: Sequence[str] = (),
     device: str = "auto",
     progress: Progress = no_progress,
-) -> Json:
+) -> TrainedTeacher:
     """Train an ANN teacher with real data; writes OUT/teacher.safetensors and OUT/summary.json.
 
     Args:
@@ -51,7 +55,8 @@ def train_teacher(
     from stars_deploy.workflow.teacher import train_teacher as train
 
     chosen = load_recipe(recipe, overrides)
-    return train(chosen, str(data), Path(out), device, progress)
+    result = train(chosen, str(data), Path(out), device, progress)
+    return cast("TrainedTeacher", result)
 
 
 def distill(
@@ -125,7 +130,7 @@ def evaluate(
     data: PathLike = "evaluation",
     device: str = "auto",
     progress: Progress = no_progress,
-) -> Json:
+) -> Evaluated:
     """Measure accuracy (also against T) and spikes per layer; writes RUN/training.json.
 
     Args:
@@ -145,7 +150,8 @@ def evaluate(
     """
     from stars_deploy.workflow.evaluate import evaluate as measure
 
-    return measure(Path(run), str(data), device, progress)
+    result = measure(Path(run), str(data), device, progress)
+    return cast("Evaluated", result)
 
 
 def finetune(
@@ -162,7 +168,7 @@ def finetune(
     data: PathLike | None = None,
     device: str = "auto",
     progress: Progress = no_progress,
-) -> Json:
+) -> Finetuned:
     """Train a student's integers as a chip computes them, on synthetic images.
 
     Writes graph.nir and finetune.json into OUT, as a whole.
@@ -196,7 +202,7 @@ def finetune(
 
     at_least(0, updates=updates, seed=seed)
     at_least(1e-9, lr=lr)
-    return train(
+    result = train(
         Path(source),
         Path(out),
         Settings(updates, lr, seed),
@@ -208,6 +214,7 @@ def finetune(
         device=device,
         progress=progress,
     )
+    return cast("Finetuned", result)
 
 
 def _options(values: dict[str, object], stars: bool | None) -> dict[str, str]:

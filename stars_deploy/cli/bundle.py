@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -221,7 +222,7 @@ def _say_replay(bundle: Path, profile: str, data: str | None, trace: Path | None
     console.say(f"Trace: {file}; the same verdict without the board: {shlex.join(words)}")
 
 
-def _show_notes(result: dict[str, Any]) -> None:
+def _show_notes(result: Mapping[str, Any]) -> None:
     """Say what was read into a graph of another tool."""
     for note in result["notes"]:
         console.say(f"Read as: {note}")

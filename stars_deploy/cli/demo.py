@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +47,7 @@ def demo(
     )
 
 
-def _show_accuracies(result: dict[str, Any]) -> None:
+def _show_accuracies(result: Mapping[str, Any]) -> None:
     rows = [(name, f"{value:.4f}") for name, value in result["accuracy"].items()]
     console.show(f"Accuracy on {result['n']} images", ("network", "top-1"), rows)
 

@@ -1,7 +1,9 @@
-"""`profiles`, `zoo`, `doctor`: what there is and what this machine can run."""
+"""`profiles`, `zoo`, `doctor`, `schema`: what there is and what this machine can run."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -32,7 +34,9 @@ def zoo() -> None:
     """
     result = stars_deploy.zoo()
     keys = ("name", "teacher", "data", "T")
-    rows = [[model[key] for key in keys] for model in result["models"]]
+    rows = [
+        (model["name"], model["teacher"], model["data"], model["T"]) for model in result["models"]
+    ]
     console.show("Models", keys, rows)
     console.emit(result)
     next_step("stars-deploy distill NAME --dry-run --out run")
@@ -57,10 +61,29 @@ def doctor(
     console.say("\n".join(["```text", *lines, "```"]))
 
 
-def _flat(value: dict[str, object], prefix: str = "") -> list[tuple[str, str]]:
+@command
+def schema(
+    name: Annotated[
+        str, typer.Argument(help="A command (teacher-train), a file (manifest.json), or error.")
+    ],
+) -> None:
+    """Print the JSON Schema of what a command prints under --json, or of a file.
+
+    Examples:
+      stars-deploy schema validate
+      stars-deploy schema manifest.json
+    """
+    result = stars_deploy.schema(name)
+    if console.settings.json:
+        console.emit(result)
+    else:
+        console.write_stdout(json.dumps(result, indent=2) + "\n")
+
+
+def _flat(value: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, item in value.items():
-        if isinstance(item, dict):
+        if isinstance(item, Mapping):
             rows += _flat(item, f"{prefix}{key}.")
         elif isinstance(item, list):
             rows.append((prefix + key, ", ".join(map(str, item)) or "-"))
@@ -71,5 +94,5 @@ def _flat(value: dict[str, object], prefix: str = "") -> list[tuple[str, str]]:
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
-    for function in (profiles, zoo, doctor):
+    for function in (profiles, zoo, doctor, schema):
         add(app, function)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,7 +64,7 @@ def operating_point(
     from stars_deploy.workflow.operating_point import FIGURE
 
     with console.progress() as progress:
-        result = stars_deploy.operating_point(
+        result: Mapping[str, Any] = stars_deploy.operating_point(
             run, data=data, limit=limit, device=device, progress=progress
         )
     console.emit(result)

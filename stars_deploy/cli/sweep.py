@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +61,7 @@ def sweep(
     next_step(f"look at {out / FIGURE}")
 
 
-def _row(point: dict[str, Any]) -> tuple[Any, ...]:
+def _row(point: Mapping[str, Any]) -> tuple[Any, ...]:
     accuracy, interval, agreement = point["accuracy"], point["interval"], point["agreement"]
     spikes = point["spikes_per_image"]
     operations = point["synaptic_operations"]

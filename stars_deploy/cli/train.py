@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,7 +105,7 @@ def distill(
     next_step(f"stars-deploy evaluate {quoted(out)} --data evaluation")
 
 
-def _show_plan(plan: dict[str, object]) -> None:
+def _show_plan(plan: Mapping[str, object]) -> None:
     rows = [(key, value) for key, value in plan.items() if not isinstance(value, dict)]
     console.show("Plan (nothing was run)", ("what", "value"), rows)
     next_step("the same command without --dry-run")
@@ -188,7 +189,7 @@ def finetune(
     )
 
 
-def _show_finetuning(result: dict[str, Any]) -> None:
+def _show_finetuning(result: Mapping[str, Any]) -> None:
     tables = [result["agreement"], *([result["accuracy"]] if result["accuracy"] else [])]
     titles = ["agreement with the teacher", "accuracy"]
     for title, table in zip(titles, tables, strict=False):
