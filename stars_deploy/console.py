@@ -22,11 +22,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class Settings:
-    """The global options of the command line."""
+    """The global options of the command line, which sets them; the library alone is silent."""
 
     json: bool = False
-    quiet: bool = False
+    quiet: bool = True
     verbose: bool = False
+    words: tuple[str, ...] = ()  # as typed, after the program's name
 
 
 settings = Settings()
@@ -38,8 +39,16 @@ def no_progress(description: str, completed: int, total: int) -> None:
     """Report to nobody."""
 
 
+def on_terminal() -> bool:
+    """Return whether people watch stderr; FORCE_COLOR colours a log but makes no terminal of it."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def stderr() -> Console:
-    """Return the console that people read; rich drops colours when it is not a terminal."""
+    """Return the console that people read.
+
+    rich colours a terminal, under FORCE_COLOR also a file or a pipe, and nothing under NO_COLOR.
+    """
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
@@ -69,7 +78,7 @@ def show(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> N
         table.add_row(*(escape(_cell(value)) for value in row))
     console = stderr()
     console.soft_wrap = False
-    if not console.is_terminal:
+    if not on_terminal():
         console.width = PIPED_WIDTH
     console.print(table)
 
@@ -90,14 +99,17 @@ def _cell(value: Any) -> str:
 
 
 def emit(result: Mapping[str, Any]) -> None:
-    """Print the command's result as one JSON object on stdout, if --json was given.
+    """Print the command's result as one JSON object on stdout, if --json was given."""
+    if settings.json:
+        write_stdout(json.dumps(result, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_stdout(text: str) -> None:
+    """Print what was asked for on stdout.
 
     A reader that has seen enough (`| head`) changes nothing of what the command did.
     Raises: OSError naming stdout where it is closed or full; nothing more is printed on it then.
     """
-    if not settings.json:
-        return
-    text = json.dumps(result, allow_nan=False, ensure_ascii=False) + "\n"
     try:
         if sys.stdout is None:
             raise OSError(errno.EBADF, "is closed")
@@ -117,8 +129,7 @@ def progress() -> Iterator[Progress]:
     if settings.quiet:
         yield no_progress
         return
-    console = stderr()
-    if not console.is_terminal:
+    if not on_terminal():
         yield _line_progress()
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -130,15 +141,19 @@ def progress() -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=console) as bars:
-        tasks: dict[str, Any] = {}
+    bars = Bars(*columns, console=stderr())
+    tasks: dict[str, Any] = {}
 
-        def advance(description: str, completed: int, total: int) -> None:
-            if description not in tasks:
-                tasks[description] = bars.add_task(description, total=total)
-            bars.update(tasks[description], completed=completed, total=total)
+    def advance(description: str, completed: int, total: int) -> None:
+        bars.start()  # not before: a command that turns out short draws nothing
+        if description not in tasks:
+            tasks[description] = bars.add_task(description, total=total)
+        bars.update(tasks[description], completed=completed, total=total)
 
+    try:
         yield advance
+    finally:
+        bars.stop()
 
 
 def _line_progress() -> Progress:

@@ -4,13 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from stars_deploy import __version__
+from stars_deploy.cli.app import app
 from stars_deploy.errors import EngineError
 from stars_deploy.simulation.lava import environment as lava_environment
 from stars_deploy.simulation.lava import probe as lava_probe
 from stars_deploy.simulation.recording import EngineInfo, Recording
 from stars_deploy.workflow import doctor as workflow
+from stars_deploy.workflow import private
 from stars_deploy.workflow.doctor import doctor
+
+ESCAPE = "\x1b"
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +52,48 @@ def test_report_with_lava(home):
     report = doctor()["lava"]
     assert (report["state"], report["versions"]["lava-dl"]) == ("ready", "0.6.0")
     assert report["verified"].startswith("not tried")
+
+
+PRIVATE = ("jane", "doe-laptop", "thesis", "/scratch", "/home", "/opt", "/tmp")
+
+
+def test_nothing_private_is_in_the_report_or_in_what_is_shown(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/jane")
+    monkeypatch.setenv("LOGNAME", "jane")
+    monkeypatch.setenv("STARS_DEPLOY_CACHE", "/scratch/jane/thesis/cache")
+    monkeypatch.setattr(private.socket, "gethostname", lambda: "doe-laptop.example.org")
+    monkeypatch.setattr(
+        workflow.platform, "platform", lambda: "Linux-6.1-doe-laptop-x86_64-with-glibc2.36"
+    )
+    problem = (
+        "unknown: torch cannot be imported (/opt/jane/lib/libtorch.so: cannot open, "
+        f"'{tmp_path}/thesis/x.py' on doe-laptop.example.org, see /home/jane/log and /home/janet/a)"
+    )
+    monkeypatch.setattr(workflow, "_cuda", lambda: problem)
+    report = doctor()
+    shown = CliRunner().invoke(app, ["doctor"])
+    for text in (json.dumps(report), shown.output):
+        assert not [word for word in PRIVATE if word in text], text
+    assert report["lava"]["directory"].startswith(".../lava-")
+    assert report["system"]["platform"] == "Linux-6.1-HOST-x86_64-with-glibc2.36"
+    assert report["cuda"] == (
+        "unknown: torch cannot be imported (.../libtorch.so: cannot open, "
+        "'.../x.py' on HOST, see ~/log and .../a)"
+    )
+
+
+def test_a_home_at_the_root_leaves_texts_readable(monkeypatch):
+    monkeypatch.setenv("HOME", "/")
+    assert private.public("1/2 of /opt/a/b, and/or") == "1/2 of .../b, and/or"
+
+
+def test_what_is_shown_is_made_to_be_pasted():
+    result = CliRunner().invoke(app, ["doctor"])
+    before, fence, block = result.stderr.partition("```text\n")
+    assert fence and "Copy and paste what follows into an issue" in before
+    assert block.endswith("```\n") and block.count("```") == 1
+    assert f"stars-deploy: {__version__}\n" in block and "\nlava.state: not built" in block
+    assert ESCAPE not in result.stderr
 
 
 def test_packages_that_are_not_there(monkeypatch):

@@ -16,6 +16,7 @@ import pytest
 import random_networks
 from test_cli import fails, invoke
 
+from stars_deploy.cli.reading import reading_options
 from stars_deploy.errors import GraphError, InputError
 from stars_deploy.graph.canonical import canonical
 from stars_deploy.graph.foreign import Reading, adopt
@@ -25,7 +26,7 @@ from stars_deploy.simulation.reference import FloatEngine
 from stars_deploy.targets.bundle import read_golden
 from stars_deploy.validation.engines import build_engine
 from stars_deploy.workflow.export import write_onnx
-from stars_deploy.workflow.reading import option_text, parse_reading
+from stars_deploy.workflow.reading import parse_reading
 from stars_deploy.workflow.samples import golden_samples, lively_images
 
 FOLDER = Path(__file__).parent / "data" / "foreign"
@@ -377,21 +378,23 @@ def test_what_is_found_twice_is_said_once(tmp_path: Path) -> None:
 def test_options_as_text() -> None:
     reading = parse_reading(4, 1e-3, "raw", "0.5,0.25", "1", "cat, dog", "1,28,28")
     assert reading == Reading(4, 1e-3, "raw", (0.5, 0.25), (1.0,), ("cat", "dog"), (1, 28, 28))
-    assert parse_reading() is None and option_text(None) == ""
-    assert option_text(reading) == (
-        " --steps 4 --dt 0.001 --gain raw --mean 0.5,0.25 --std 1.0 --classes cat,dog"
-        " --image-shape 1,28,28"
-    )
+    assert parse_reading(4, 1e-3, "raw", [0.5, 0.25], 1, ["cat", "dog"], (1, 28, 28)) == reading
+    assert parse_reading() is None and reading_options(*[None] * 7) == ""
+    options = reading_options(4, 1e-3, "raw", "0.5,0.25", "1", "cat, dog", "1,28,28")
+    assert shlex.split(options) == [
+        "--steps", "4", "--dt", "0.001", "--gain", "raw", "--mean", "0.5,0.25", "--std", "1",
+        "--classes", "cat, dog", "--image-shape", "1,28,28",
+    ]  # fmt: skip
     # What a shell makes of the text is the reading again.
     for names in (["a, b"], ["it's", "$HOME"], ["[a", "b"], [" a", "b"], ["", ""]):
-        asked = parse_reading(classes=json.dumps(names))
-        option, value = shlex.split(option_text(asked))
-        assert option == "--classes" and parse_reading(classes=value) == asked
-        assert asked.classes == tuple(names)
+        given = json.dumps(names)
+        option, value = shlex.split(reading_options(*[None] * 5, given, None))
+        assert option == "--classes" and parse_reading(classes=value).classes == tuple(names)
     for said, words in [
         ({"dt": -1.0}, "--dt -1.0"), ({"dt": float("nan")}, "--dt nan"),
         ({"gain": "rw"}, "did you mean 'raw'"), ({"mean": "x"}, "--mean 'x'"),
         ({"std": "0"}, "--std 0"), ({"std": "inf"}, "--std 'inf'"),
+        ({"std": [1, 0]}, "--std"), ({"image_shape": [28]}, "--image-shape"),
         ({"image_shape": "28,28"}, "--image-shape"), ({"image_shape": "1,0,2"}, "expected C,H,W"),
         ({"classes": "[1]"}, "--classes"),
     ]:  # fmt: skip

@@ -1,6 +1,8 @@
 """Ctrl-C and SIGTERM: a message that says how to go on, exit code 130, a checkpoint to resume."""
 
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,16 +17,54 @@ from stars_deploy.cli import app as cli
 from stars_deploy.cli.base import command
 from stars_deploy.distillation import checkpoint
 
+# Where a command is interrupted, what is typed, and what it says.
 COMMANDS = {
-    "distill": ("distill.distill", ["distill", "--out", "x"], "same command with --resume goes on"),
-    "compare": ("compare.compare", ["compare", "fashion-mnist", "--out", "x"], "same command goes"),
-    "demo": ("demo.run_demo", ["demo", "--out", "x"], "the same command goes on where it stopped"),
+    "distill": (
+        "distill.distill",
+        "distill --out x --seed 1",
+        "nothing was written to x yet; start again: stars-deploy distill --out x --seed 1",
+    ),
+    "compare": (
+        "compare.compare",
+        "compare fashion-mnist --vary kd.lr=0.1,0.2 --out 'x y'",
+        "x y keeps what is done; go on with: "
+        "stars-deploy compare fashion-mnist --vary kd.lr=0.1,0.2 --out 'x y'",
+    ),
+    "demo": (
+        "demo.run_demo",
+        "demo --out x -v",
+        "x keeps what is done; go on with: stars-deploy demo --out x -v",
+    ),
     "teacher": (
         "teacher.train_teacher",
-        ["teacher", "train", "fashion-mnist", "--out", "x"],
-        "empty the folder, or give another",
+        "teacher train fashion-mnist --out x",
+        "delete x and start again: stars-deploy teacher train fashion-mnist --out x",
     ),
-    "evaluate": ("evaluate.evaluate", ["evaluate", "x"], "the same command starts again"),
+    "finetune": (
+        "finetune.finetune",
+        "finetune run --out x",
+        "nothing was written to x; start again: stars-deploy finetune run --out x",
+    ),
+    "sweep": (
+        "sweep.sweep",
+        "sweep run --out x",
+        "nothing was written to x; start again: stars-deploy sweep run --out x",
+    ),
+    "export": (
+        "export.export",
+        "export run --target nir --out x",
+        "nothing was written to x; start again: stars-deploy export run --target nir --out x",
+    ),
+    "evaluate": (
+        "evaluate.evaluate",
+        "evaluate x",
+        "earlier results are as they were; start again: stars-deploy evaluate x",
+    ),
+    "validate": (
+        "validate.validate",
+        "validate x",
+        "earlier results are as they were; start again: stars-deploy validate x",
+    ),
 }
 
 
@@ -40,10 +80,12 @@ def test_an_interrupted_command_says_how_to_go_on(name, number, monkeypatch, tmp
     monkeypatch.chdir(tmp_path)
     place, words, says = COMMANDS[name]
     monkeypatch.setattr(f"stars_deploy.workflow.{place}", lambda *_, **__: receive(number))
-    result = CliRunner().invoke(cli.app, words)
+    result = CliRunner().invoke(cli.app, shlex.split(words))
     assert result.exit_code == 130, result.output
-    assert "Error: interrupted; " in result.stderr and says in result.stderr
-    assert "Traceback" not in result.output
+    assert f"Error: interrupted; {says}\n" in result.stderr.replace(
+        "x/checkpoint holds the last complete epoch, but training cannot go on from it; ", ""
+    )
+    assert "-v" in words or "Traceback" not in result.output
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
@@ -81,7 +123,13 @@ def test_a_distillation_that_is_terminated_keeps_its_checkpoint(tmp_path):
         process.kill()
         process.wait()
     assert process.returncode == 130, stderr
-    assert "interrupted; the same command with --resume goes on where it stopped" in stderr
+    assert f"interrupted; {out} keeps what is done; go on with: stars-deploy distill" in stderr
     assert "Traceback" not in stderr
     assert checkpoint.load(out) is not None
     assert not list(out.rglob(".*"))  # no half-written file
+    # What it says to type is taken, up to the plan of the run.
+    said = shlex.split(stderr.partition("go on with: ")[2].splitlines()[0])
+    assert said[:2] == ["stars-deploy", "distill"] and said[-1] == "--resume"
+    resumed = CliRunner().invoke(cli.app, [*said[1:], "--dry-run", "--json"])
+    assert resumed.exit_code == 0, resumed.output
+    assert json.loads(resumed.stdout)["recipe"]["kd"]["steps"] == 1000000

@@ -31,11 +31,13 @@ ALLOWED = {
     "validation": BASE | {"graph", "targets", "simulation"},
     "workflow": BASE
     | {"graph", "networks", "data", "distillation", "targets", "simulation", "validation"},
-    "cli": BASE | {"workflow"},
-    "": set(),
+    "results": BASE,
+    "api": BASE | {"workflow", "results"},
+    "cli": BASE | {"api", "workflow"},
+    "": {"api"},
     "__main__": {"cli"},
 }
-TORCH_FREE = ("config", "graph", "targets", "simulation", "validation")
+TORCH_FREE = ("config", "results", "api", "graph", "targets", "simulation", "validation")
 
 
 def layer(dotted: str) -> str:

@@ -8,9 +8,11 @@ import typer
 
 from stars_deploy import __version__, console
 from stars_deploy.cli import bundle, demo, inventory, science, sweep, train
+from stars_deploy.cli.commands import Commands
 
 app = typer.Typer(
     name="stars-deploy",
+    cls=Commands,
     help="Distil a trained classifier into a spiking network without data, "
     "and lower it to Loihi and ONNX spike for spike.",
     no_args_is_help=True,

@@ -15,20 +15,13 @@ from typing import ParamSpec, TypeVar
 import typer
 
 from stars_deploy import console
+from stars_deploy.cli.interruption import afterwards
 from stars_deploy.errors import StarsError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 INTERRUPTED = 130
-GOES_ON = "the same command goes on where it stopped"
-# What an interrupted command leaves behind; any other one starts again from the beginning.
-AFTERWARDS = {
-    "distill": "the same command with --resume goes on where it stopped",
-    "compare": GOES_ON,
-    "demo": GOES_ON,
-    "teacher_train": "a teacher is trained from the beginning: empty the folder, or give another",
-}
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
@@ -44,7 +37,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
         except StarsError as error:
             raise _fail(str(error), error.exit_code) from None
         except KeyboardInterrupt:
-            after = AFTERWARDS.get(function.__name__, "the same command starts again")
+            after = afterwards(function.__name__, kwargs.get("out"))
             raise _fail(f"interrupted; {after}", INTERRUPTED) from None
         except OSError as error:
             raise _fail(_explain_os_error(error), 2) from None

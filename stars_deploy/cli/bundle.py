@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+import stars_deploy
 from stars_deploy import console
 from stars_deploy.cli.base import command, next_step, quoted
-from stars_deploy.cli.reading import Classes, Dt, Gain, ImageShape, Mean, Std, Steps
+from stars_deploy.cli.commands import add
+from stars_deploy.cli.reading import (
+    Classes,
+    Dt,
+    Gain,
+    ImageShape,
+    Mean,
+    Std,
+    Steps,
+    reading_options,
+)
 from stars_deploy.cli.tables import show_findings, show_placement, show_simulation, show_validation
-from stars_deploy.errors import DoesNotFit
+from stars_deploy.errors import DoesNotFit, ParityError
 
 Source = Annotated[Path, typer.Argument(help="A run, a bundle or a .nir file.")]
 Profile = Annotated[str, typer.Option(help="Hardware profile: a name or a TOML file.")]
@@ -50,15 +62,16 @@ def export(
 ) -> None:
     """Write a sealed bundle: NIR graph, ONNX models, integer Loihi parameters, golden recordings.
 
-    Example: stars-deploy export run --target nir --target onnx --target loihi --out bundle
+    Examples:
+      stars-deploy export run --target nir --target onnx --target loihi --out bundle
+      stars-deploy export theirs.nir --target onnx --steps 4 --dt 1e-3 --mean 0.5 --std 0.25 \\
+        --out bundle
     """
-    from stars_deploy.workflow.export import export as write_bundle
-    from stars_deploy.workflow.reading import parse_reading
-
-    reading = parse_reading(steps, dt, gain, mean, std, classes, image_shape)
-    result = write_bundle(
-        source, target, profile, golden, nir_gain, out, reading, golden_images, balance
-    )
+    result = stars_deploy.export(
+        source, target=target, out=out, profile=profile, golden=golden, nir_gain=nir_gain,
+        balance=balance, golden_images=golden_images, steps=steps, dt=dt, gain=gain, mean=mean,
+        std=std, classes=classes, image_shape=image_shape,
+    )  # fmt: skip
     console.emit(result)
     _show_notes(result)
     console.say(f"Bundle: {out} ({', '.join(result['targets'])})")
@@ -86,11 +99,10 @@ def check(
 
     Example: stars-deploy check bundle --profile loihi2 --picture cores.png
     """
-    from stars_deploy.workflow.check import check as find
-    from stars_deploy.workflow.reading import option_text, parse_reading
-
-    reading = parse_reading(steps, dt, gain, mean, std, classes, image_shape)
-    result = find(source, profile, reading, balance, picture)
+    result = stars_deploy.check(
+        source, profile=profile, balance=balance, picture=picture, steps=steps, dt=dt, gain=gain,
+        mean=mean, std=std, classes=classes, image_shape=image_shape,
+    )  # fmt: skip
     console.emit(result)
     show_placement(result)
     show_findings(result["findings"])
@@ -102,8 +114,9 @@ def check(
         console.say(f"{source} {verdict} profile {profile}: see the errors above.")
         raise typer.Exit(result["exit_code"])
     console.say(f"{source} fits profile {profile}.")
-    options = f"--profile {quoted(profile)}{option_text(reading)}"
-    next_step(f"stars-deploy simulate {quoted(source)} {options}")
+    options = reading_options(steps, dt, gain, mean, std, classes, image_shape)
+    command = f"stars-deploy simulate {quoted(source)} --profile {quoted(profile)}"
+    next_step(command + options)
 
 
 @command
@@ -129,22 +142,21 @@ def simulate(
 
     Example: stars-deploy simulate bundle --profile loihi2 --data evaluation
     """
-    from stars_deploy.workflow.reading import option_text, parse_reading
-    from stars_deploy.workflow.simulate import simulate as run_simulation
-
-    reading = parse_reading(steps, dt, gain, mean, std, classes, image_shape)
     with console.progress() as progress:
-        result = run_simulation(
-            source, profile, engine, data, limit, device, progress, reading, balance
-        )
+        result = stars_deploy.simulate(
+            source, profile=profile, engine=engine, data=data, limit=limit, device=device,
+            balance=balance, steps=steps, dt=dt, gain=gain, mean=mean, std=std, classes=classes,
+            image_shape=image_shape, progress=progress,
+        )  # fmt: skip
     console.emit(result)
     _show_notes(result)
     show_simulation(result)
     if (source / "manifest.json").is_file():
         next_step(f"stars-deploy validate {quoted(source)} --profile {quoted(profile)}")
     else:
-        options = f"--target onnx --target loihi{option_text(reading)}"
-        next_step(f"stars-deploy export {quoted(source)} {options} --out bundle")
+        options = reading_options(steps, dt, gain, mean, std, classes, image_shape)
+        targets = f"--target onnx --target loihi{options}"
+        next_step(f"stars-deploy export {quoted(source)} {targets} --out bundle")
 
 
 @command
@@ -181,15 +193,15 @@ def validate(
 ) -> None:
     """Say, layer by layer, whether an engine still computes what training measured.
 
-    Example: stars-deploy validate bundle --engine lava --limit 16
+    Examples:
+      stars-deploy validate bundle --engine lava --limit 16
+      stars-deploy validate bundle --engine recorded --trace board.npz
     """
-    from stars_deploy.errors import ParityError
-    from stars_deploy.workflow.validate import validate as judge
-
     with console.progress() as progress:
-        result = judge(
-            bundle, profile, engine, data, limit, timeout, device, progress, command, trace
-        )
+        result = stars_deploy.validate(
+            bundle, profile=profile, engine=engine, data=data, limit=limit, command=command,
+            trace=trace, timeout=timeout, device=device, progress=progress,
+        )  # fmt: skip
     console.emit(result)
     show_validation(result)
     if command is not None:
@@ -210,7 +222,7 @@ def _say_replay(bundle: Path, profile: str, data: str | None, trace: Path | None
     console.say(f"Trace: {file}; the same verdict without the board: {shlex.join(words)}")
 
 
-def _show_notes(result: dict[str, Any]) -> None:
+def _show_notes(result: Mapping[str, Any]) -> None:
     """Say what was read into a graph of another tool."""
     for note in result["notes"]:
         console.say(f"Read as: {note}")
@@ -219,4 +231,4 @@ def _show_notes(result: dict[str, Any]) -> None:
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
     for function in (export, check, simulate, validate):
-        app.command()(function)
+        add(app, function)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+import stars_deploy
 from stars_deploy import console
 from stars_deploy.cli.base import command, next_step
+from stars_deploy.cli.commands import add
 from stars_deploy.cli.tables import show_validation
+from stars_deploy.errors import ParityError
 
 
 @command
@@ -21,12 +25,11 @@ def demo(
 
     Distils without data, exports NIR, ONNX and Loihi, simulates, and validates spike for spike;
     Lava itself judges if its environment is there (`stars-deploy doctor --fix` builds it).
-    """
-    from stars_deploy.errors import ParityError
-    from stars_deploy.workflow.demo import run_demo
 
+    Example: stars-deploy demo --out demo
+    """
     with console.progress() as progress:
-        result = run_demo(out, seed, progress)
+        result = stars_deploy.demo(out=out, seed=seed, progress=progress)
     for validation in result["validations"]:
         show_validation(validation)
     _show_accuracies(result)
@@ -44,11 +47,11 @@ def demo(
     )
 
 
-def _show_accuracies(result: dict[str, Any]) -> None:
+def _show_accuracies(result: Mapping[str, Any]) -> None:
     rows = [(name, f"{value:.4f}") for name, value in result["accuracy"].items()]
     console.show(f"Accuracy on {result['n']} images", ("network", "top-1"), rows)
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
-    app.command()(demo)
+    add(app, demo)

@@ -1,43 +1,44 @@
-"""`profiles`, `zoo`, `doctor`: what there is and what this machine can run."""
+"""`profiles`, `zoo`, `doctor`, `schema`: what there is and what this machine can run."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
+import stars_deploy
 from stars_deploy import console
 from stars_deploy.cli.base import command, next_step
+from stars_deploy.cli.commands import add
 
 
 @command
 def profiles() -> None:
-    """List the packaged hardware profiles."""
-    from stars_deploy.assets import asset
-    from stars_deploy.config.profile import load_profile
+    """List the packaged hardware profiles.
 
-    found = {
-        path.stem: load_profile(path.stem) for path in asset("hardware_profiles").glob("*.toml")
-    }
-    rows = [(name, found[name].identity.description) for name in sorted(found)]
-    console.show("Hardware profiles", ("name", "what it is"), rows)
-    console.emit({"profiles": dict(rows)})
+    Example: stars-deploy profiles --json
+    """
+    result = stars_deploy.profiles()
+    console.show("Hardware profiles", ("name", "what it is"), result["profiles"].items())
+    console.emit(result)
     next_step("stars-deploy check BUNDLE --profile NAME")
 
 
 @command
 def zoo() -> None:
-    """List the packaged models: recipe, teacher, data."""
-    from stars_deploy.assets import asset
-    from stars_deploy.config.recipe import load_recipe
+    """List the packaged models: recipe, teacher, data.
 
-    rows = []
-    for path in sorted(asset("models").glob("*/recipe.toml")):
-        recipe = load_recipe(path)
-        rows.append((path.parent.name, recipe.teacher.family, recipe.data.name, recipe.student.T))
-    console.show("Models", ("name", "teacher", "data", "T"), rows)
+    Example: stars-deploy zoo
+    """
+    result = stars_deploy.zoo()
     keys = ("name", "teacher", "data", "T")
-    console.emit({"models": [dict(zip(keys, row, strict=True)) for row in rows]})
+    rows = [
+        (model["name"], model["teacher"], model["data"], model["T"]) for model in result["models"]
+    ]
+    console.show("Models", keys, rows)
+    console.emit(result)
     next_step("stars-deploy distill NAME --dry-run --out run")
 
 
@@ -45,21 +46,44 @@ def zoo() -> None:
 def doctor(
     fix: Annotated[bool, typer.Option("--fix", help="Build the Lava environment.")] = False,
 ) -> None:
-    """Say what this machine can run; the output is meant to be pasted into an issue."""
-    from stars_deploy.workflow.doctor import doctor as examine
+    """Say what this machine can run, in words to paste into an issue: no private names or paths.
 
+    Examples:
+      stars-deploy doctor
+      stars-deploy doctor --fix
+    """
     with console.progress() as progress:
-        result = examine(fix=fix, progress=progress)
+        result = stars_deploy.doctor(fix=fix, progress=progress)
     console.emit(result)
-    rows = [(name, value) for name, value in _flat(result)]
-    console.show("stars-deploy doctor", ("what", "found"), rows)
     next_step("stars-deploy demo")
+    console.say("Copy and paste what follows into an issue; no path or name of yours is in it:\n")
+    lines = [f"{name}: {value}" for name, value in _flat(result)]
+    console.say("\n".join(["```text", *lines, "```"]))
 
 
-def _flat(value: dict[str, object], prefix: str = "") -> list[tuple[str, str]]:
+@command
+def schema(
+    name: Annotated[
+        str, typer.Argument(help="A command (teacher-train), a file (manifest.json), or error.")
+    ],
+) -> None:
+    """Print the JSON Schema of what a command prints under --json, or of a file.
+
+    Examples:
+      stars-deploy schema validate
+      stars-deploy schema manifest.json
+    """
+    result = stars_deploy.schema(name)
+    if console.settings.json:
+        console.emit(result)
+    else:
+        console.write_stdout(json.dumps(result, indent=2) + "\n")
+
+
+def _flat(value: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, item in value.items():
-        if isinstance(item, dict):
+        if isinstance(item, Mapping):
             rows += _flat(item, f"{prefix}{key}.")
         elif isinstance(item, list):
             rows.append((prefix + key, ", ".join(map(str, item)) or "-"))
@@ -70,5 +94,5 @@ def _flat(value: dict[str, object], prefix: str = "") -> list[tuple[str, str]]:
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
-    for function in (profiles, zoo, doctor):
-        app.command()(function)
+    for function in (profiles, zoo, doctor, schema):
+        add(app, function)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from stars_deploy.cli.base import quoted
+
 _THEIRS = "Third-party .nir:"
 
 Steps = Annotated[int | None, typer.Option(min=1, help=f"{_THEIRS} time steps per image.")]
@@ -30,3 +32,26 @@ Classes = Annotated[
 ImageShape = Annotated[
     str | None, typer.Option(help=f"{_THEIRS} C,H,W of the image behind a vector input.")
 ]
+
+
+def reading_options(
+    steps: int | None,
+    dt: float | None,
+    gain: str | None,
+    mean: str | None,
+    std: str | None,
+    classes: str | None,
+    image_shape: str | None,
+) -> str:
+    """Return these options as the next command takes them, each after a space."""
+    options = {
+        "--steps": steps,
+        "--dt": dt,
+        "--gain": gain,
+        "--mean": mean,
+        "--std": std,
+        "--classes": classes,
+        "--image-shape": image_shape,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    return "".join(f" {name} {quoted(value)}" for name, value in given.items())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+import stars_deploy
 from stars_deploy import console
 from stars_deploy.cli.base import command, next_step
+from stars_deploy.cli.commands import add
 from stars_deploy.cli.train import DataOption, Device, SetOption
 
 
@@ -32,14 +35,15 @@ def compare(
     Example: stars-deploy compare fashion-mnist --vary stars=on,off --seeds 0,1,2 --out stars
     """
     from stars_deploy.workflow.compare import HEADER, TABLE, table_rows
-    from stars_deploy.workflow.compare import compare as run
-    from stars_deploy.workflow.grid import parse_seeds
 
-    chosen = parse_seeds(seeds)
     with console.progress() as progress:
-        result = run(recipe, vary or (), chosen, data, out, overrides or (), weights, progress)
+        result = stars_deploy.compare(
+            recipe, out=out, vary=vary or (), seeds=seeds, data=data, weights=weights,
+            overrides=overrides or (), progress=progress,
+        )  # fmt: skip
     console.emit(result)
-    title = f"{result['n']} images of {result['data']}, seeds {', '.join(map(str, chosen))}"
+    chosen = ", ".join(map(str, result["seeds"]))
+    title = f"{result['n']} images of {result['data']}, seeds {chosen}"
     console.show(title, HEADER, table_rows(result))
     next_step(f"read {out / TABLE}; more seeds: the same command with --seeds 0-9")
 
@@ -58,10 +62,11 @@ def operating_point(
     Example: stars-deploy operating-point run --data evaluation
     """
     from stars_deploy.workflow.operating_point import FIGURE
-    from stars_deploy.workflow.operating_point import operating_point as measure
 
     with console.progress() as progress:
-        result = measure(run, data, limit, device, progress)
+        result: Mapping[str, Any] = stars_deploy.operating_point(
+            run, data=data, limit=limit, device=device, progress=progress
+        )
     console.emit(result)
     for source, count in result["images"].items():
         rows = [
@@ -82,5 +87,5 @@ def operating_point(
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
-    app.command()(compare)
-    app.command()(operating_point)
+    add(app, compare)
+    add(app, operating_point)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+import stars_deploy
 from stars_deploy import console
 from stars_deploy.cli.base import command, next_step
 from stars_deploy.cli.bundle import DataOption, Device, Limit, Profile, Source
+from stars_deploy.cli.commands import add
 
 
 @command
@@ -38,15 +41,11 @@ def sweep(
     Example: stars-deploy sweep bundle --over both --data evaluation --out sweep
     """
     from stars_deploy.workflow.sweep import FIGURE
-    from stars_deploy.workflow.sweep import sweep as run
-    from stars_deploy.workflow.sweep_plan import parse_values
 
-    chosen_steps = None if steps is None else parse_values(steps, "--steps")
-    chosen_bits = None if bits is None else parse_values(bits, "--bits")
     with console.progress() as progress:
-        result = run(
-            source, profile, out, over, chosen_steps, chosen_bits, engine, data, limit, device,
-            progress,
+        result = stars_deploy.sweep(
+            source, out=out, profile=profile, over=over, steps=steps, bits=bits, engine=engine,
+            data=data, limit=limit, device=device, progress=progress,
         )  # fmt: skip
     console.emit(result)
     title = f"{result['n']} {result['images']} images, profile {result['profile']}"
@@ -62,7 +61,7 @@ def sweep(
     next_step(f"look at {out / FIGURE}")
 
 
-def _row(point: dict[str, Any]) -> tuple[Any, ...]:
+def _row(point: Mapping[str, Any]) -> tuple[Any, ...]:
     accuracy, interval, agreement = point["accuracy"], point["interval"], point["agreement"]
     spikes = point["spikes_per_image"]
     operations = point["synaptic_operations"]
@@ -80,4 +79,4 @@ def _row(point: dict[str, Any]) -> tuple[Any, ...]:
 
 def register(app: typer.Typer) -> None:
     """Add this module's command to the application."""
-    app.command()(sweep)
+    add(app, sweep)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stars_deploy import console
 
-Json = dict[str, Any]
+Json = Mapping[str, Any]
 
 
 def _percent(value: float | None) -> str:

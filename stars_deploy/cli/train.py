@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+import stars_deploy
 from stars_deploy import console
+from stars_deploy.api.training import DEFAULT_MODEL
 from stars_deploy.cli.base import command, next_step, quoted
+from stars_deploy.cli.commands import add
 
-DEFAULT_MODEL = "fashion-mnist"
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DataOption = Annotated[
     str, typer.Option("--data", help="Data set: a name, a folder of idx or image files, an npz.")
@@ -31,14 +34,15 @@ def teacher_train(
 ) -> None:
     """Train an ANN teacher with real data.
 
-    Example: stars-deploy teacher train fashion-mnist --out teacher
+    Examples:
+      stars-deploy teacher train fashion-mnist --out teacher
+      stars-deploy teacher train my-model/recipe.toml --data images/ --set training.epochs=5 \\
+        --out teacher
     """
-    from stars_deploy.config.recipe import load_recipe
-    from stars_deploy.workflow.teacher import train_teacher
-
-    chosen = load_recipe(recipe, overrides or ())
     with console.progress() as progress:
-        summary = train_teacher(chosen, data, out, device, progress)
+        summary = stars_deploy.train_teacher(
+            recipe, out=out, data=data, overrides=overrides or (), device=device, progress=progress
+        )
     console.emit(summary)
     console.say(f"Accuracy on {summary['n']} test images: {summary['accuracy']:.4f}")
     weights = quoted(out / "teacher.safetensors")
@@ -74,47 +78,34 @@ def distill(
 ) -> None:
     """Distil a teacher into a spiking student without any data.
 
-    Example: stars-deploy distill fashion-mnist --seed 1 --out run
+    Examples:
+      stars-deploy distill fashion-mnist --seed 1 --out run
+      stars-deploy distill fashion-mnist --method cmi --no-stars --set kd.lr=0.05 --out run
+      stars-deploy distill --resume --out run
     """
-    from stars_deploy.config.recipe import find_recipe, load_recipe
-    from stars_deploy.workflow.distill import distill as run
-    from stars_deploy.workflow.distill import plan
-    from stars_deploy.workflow.resume import recipe_of_run, require_run
-
-    if resume:
-        require_run(out)
-    options = _options({"method": method, "seed": seed, "device": device}, stars)
-    changes = [*(overrides or ()), *options]
-    sources = {change.partition("=")[0]: option for change, option in options.items()}
-    if resume and not overrides and method is None and stars is None and seed is None:
-        chosen, weights = recipe_of_run(out, recipe, weights, changes, sources)
-        origin = out / "recipe.toml"
-        console.say(f"Resuming with the recipe of {origin}")
-    else:
-        spec = recipe or DEFAULT_MODEL
-        chosen, origin = load_recipe(spec, changes, sources), find_recipe(spec)
-    if dry_run:
-        _show_plan(plan(chosen, weights, origin))
-        return
     with console.progress() as progress:
-        summary = run(chosen, out, origin=origin, resume=resume, weights=weights, progress=progress)
-    console.emit(summary)
-    console.say(f"Student: {out / 'student.safetensors'} ({summary['wall_time_s']:.0f} s)")
+        result = stars_deploy.distill(
+            recipe,
+            out=out,
+            weights=weights,
+            method=method,
+            stars=stars,
+            overrides=overrides or (),
+            seed=seed,
+            device=device,
+            resume=resume,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    console.emit(result)
+    if dry_run:
+        _show_plan(result)
+        return
+    console.say(f"Student: {out / 'student.safetensors'} ({result['wall_time_s']:.0f} s)")
     next_step(f"stars-deploy evaluate {quoted(out)} --data evaluation")
 
 
-def _options(values: dict[str, object], stars: bool | None) -> dict[str, str]:
-    """Return the changes of the recipe that options stand for, and how each was given."""
-    keys = {"method": "synthesis.method", "seed": "run.seed", "device": "run.device"}
-    given = {name: value for name, value in values.items() if value is not None}
-    changes = {f"{keys[name]}={value}": f"--{name} {value}" for name, value in given.items()}
-    if stars is not None:
-        changes[f"stars.enabled={str(stars).lower()}"] = "--stars" if stars else "--no-stars"
-    return changes
-
-
-def _show_plan(plan: dict[str, object]) -> None:
-    console.emit(plan)
+def _show_plan(plan: Mapping[str, object]) -> None:
     rows = [(key, value) for key, value in plan.items() if not isinstance(value, dict)]
     console.show("Plan (nothing was run)", ("what", "value"), rows)
     next_step("the same command without --dry-run")
@@ -130,10 +121,8 @@ def evaluate(
 
     Example: stars-deploy evaluate run --data fashion-mnist
     """
-    from stars_deploy.workflow.evaluate import evaluate as run_evaluation
-
     with console.progress() as progress:
-        result = run_evaluation(run, data, device, progress)
+        result = stars_deploy.evaluate(run, data=data, device=device, progress=progress)
     console.emit(result)
     console.show(
         f"{result['n']} images of {result['data']} on {result['device']}",
@@ -176,16 +165,15 @@ def finetune(
 
     Example: stars-deploy finetune run --profile loihi2 --bits 4 --out run4
     """
-    from stars_deploy.workflow.finetune import Settings
-    from stars_deploy.workflow.finetune import finetune as run_finetuning
-
     with console.progress() as progress:
-        result = run_finetuning(
+        result = stars_deploy.finetune(
             source,
-            out,
-            Settings(updates, lr, seed),
+            out=out,
             profile=profile,
             bits=bits,
+            updates=updates,
+            lr=lr,
+            seed=seed,
             pool=pool,
             weights=weights,
             data=data,
@@ -201,7 +189,7 @@ def finetune(
     )
 
 
-def _show_finetuning(result: dict[str, Any]) -> None:
+def _show_finetuning(result: Mapping[str, Any]) -> None:
     tables = [result["agreement"], *([result["accuracy"]] if result["accuracy"] else [])]
     titles = ["agreement with the teacher", "accuracy"]
     for title, table in zip(titles, tables, strict=False):
@@ -217,8 +205,8 @@ def _show_finetuning(result: dict[str, Any]) -> None:
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
     teacher = typer.Typer(help="Train ANN teachers with real data.", no_args_is_help=True)
-    teacher.command("train")(teacher_train)
+    add(teacher, teacher_train, "train")
     app.add_typer(teacher, name="teacher")
-    app.command()(distill)
-    app.command()(finetune)
-    app.command()(evaluate)
+    add(app, distill)
+    add(app, finetune)
+    add(app, evaluate)

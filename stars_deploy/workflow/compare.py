@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -300,7 +300,7 @@ def markdown(result: Json) -> str:
 HEADER = ("setting", "last epoch", "difference", "best epoch", "wall, s")
 
 
-def table_rows(result: Json) -> list[tuple[str, ...]]:
+def table_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the rows of the table under `HEADER`."""
     return [
         (

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from stars_deploy import __version__
@@ -20,6 +18,7 @@ from stars_deploy.simulation.lava.environment import (
     other_environments,
 )
 from stars_deploy.simulation.lava.probe import probe
+from stars_deploy.workflow.private import public
 
 _PACKAGES = ("torch", "torchvision", "norse", "nir", "onnx", "onnxruntime", "numpy", "h5py", "uv")
 _TO_VERIFY = "running three neurons in Lava"
@@ -47,7 +46,7 @@ def doctor(fix: bool = False, progress: Progress = no_progress) -> dict[str, Any
         "profiles": sorted(path.stem for path in asset("hardware_profiles").glob("*.toml")),
         "models": sorted(path.parent.name for path in asset("models").glob("*/recipe.toml")),
     }
-    return {key: _without_home(value) for key, value in report.items()}
+    return dict(public(report))
 
 
 def _version(package: str) -> str:
@@ -78,12 +77,3 @@ def _lava(status: EnvironmentStatus, verified: str) -> dict[str, Any]:
     if others:
         report["of other versions, may be deleted"] = others
     return report
-
-
-def _without_home(value: Any) -> Any:
-    """Write ~ for the user's home in every text: the report is made to be published."""
-    if isinstance(value, Mapping):
-        return {key: _without_home(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_home(item) for item in value]
-    return value.replace(str(Path.home()), "~") if isinstance(value, str) else value

@@ -107,12 +107,13 @@ def _literal(value: Any) -> str:
     return tomli_w.dumps({"v": value}).removeprefix("v = ").strip()
 
 
-def parse_seeds(text: str) -> list[int]:
-    """Return the seeds of "0,1,2" or "0-4".
+def parse_seeds(given: str | Sequence[int]) -> list[int]:
+    """Return the seeds of "0,1,2" or "0-4", or those given as numbers.
 
     Raises:
         InputError: not numbers, none, or one given twice.
     """
+    text = given if isinstance(given, str) else ",".join(map(str, given))
     seeds: list[int] = []
     try:
         for part in text.split(","):

@@ -27,12 +27,15 @@ class Plan:
     bits: tuple[int, ...]
 
 
-def parse_values(text: str, option: str) -> tuple[int, ...]:
-    """Return the whole numbers of "8,6,5", each once, ascending; InputError otherwise."""
+def parse_values(given: str | Sequence[int] | None, option: str) -> tuple[int, ...] | None:
+    """Return whole numbers, or those of "8,6,5", each once, ascending; InputError otherwise."""
+    if given is None:
+        return None
+    parts = given.split(",") if isinstance(given, str) else given
     try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
+        return tuple(sorted({int(part) for part in parts}))
     except ValueError:
-        raise InputError(f"{option} {text!r}: expected whole numbers such as 8,6,4") from None
+        raise InputError(f"{option} {given!r}: expected whole numbers such as 8,6,4") from None
 
 
 def axis_of(over: str | None, profile: Profile, engine: str | None) -> str:

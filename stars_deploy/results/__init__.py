@@ -1,0 +1,1 @@
+"""What the commands return: types, and from them JSON Schemas and docs/json.md."""
