@@ -19,7 +19,11 @@ from stars_deploy.cli.app import app
 from stars_deploy.errors import InputError, RecipeError
 
 DOCS = Path(__file__).parents[1] / "docs"
-RENAMED = {"teacher train": "train_teacher", "operating-point": "operating_point"}
+RENAMED = {
+    "teacher train": "train_teacher",
+    "teacher import": "import_teacher",
+    "operating-point": "operating_point",
+}
 OPTIONS = {"overrides": "--set"}  # all others are the argument's name
 SEEDS = "0,1,2"  # which the API has as numbers
 

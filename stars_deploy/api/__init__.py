@@ -10,7 +10,13 @@ Nothing is printed; `progress` is called with what is done, steps completed, and
 from stars_deploy.api.deployment import check, export, simulate, sweep, validate
 from stars_deploy.api.inventory import demo, doctor, profiles, schema, zoo
 from stars_deploy.api.study import compare, operating_point
-from stars_deploy.api.training import distill, evaluate, finetune, train_teacher
+from stars_deploy.api.training import (
+    distill,
+    evaluate,
+    finetune,
+    import_teacher,
+    train_teacher,
+)
 
 __all__ = [
     "check",
@@ -21,6 +27,7 @@ __all__ = [
     "evaluate",
     "export",
     "finetune",
+    "import_teacher",
     "operating_point",
     "profiles",
     "schema",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from stars_deploy.api.arguments import (
     Json,
+    Names,
+    Numbers,
     PathLike,
     Progress,
     at_least,
@@ -15,9 +17,16 @@ from stars_deploy.api.arguments import (
     optional_path,
     optional_text,
 )
+from stars_deploy.errors import InputError
 
 if TYPE_CHECKING:
-    from stars_deploy.results.training import Evaluated, Finetuned, TrainedTeacher
+    from stars_deploy.results.training import (
+        Evaluated,
+        Finetuned,
+        ImportedTeacher,
+        TrainedTeacher,
+    )
+    from stars_deploy.workflow.own_teacher import OwnTeacher
 
 DEFAULT_MODEL = "fashion-mnist"
 
@@ -59,11 +68,70 @@ def train_teacher(
     return cast("TrainedTeacher", result)
 
 
+def import_teacher(
+    teacher: str,
+    *,
+    out: PathLike,
+    weights: PathLike | None = None,
+    recipe: PathLike | None = None,
+    card: PathLike | None = None,
+    image_shape: str | Sequence[int] | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    classes: Names | None = None,
+    pooling: str = "window",
+    overrides: Sequence[str] = (),
+) -> ImportedTeacher:
+    """Turn a trained network of your own into a recipe; writes OUT/recipe.toml and its weights.
+
+    The network is traced (torch.fx) and run once: what was traced must give the same logits.
+
+    Args:
+        teacher: package.module:function, file.py:function, or torchvision:NAME. The function is
+            called without arguments; this runs the code it is in.
+        out: a folder that is empty or absent.
+        weights: the trained weights: safetensors, or a state dict of torch.save (.pt, .pth, .th).
+        recipe: what the new recipe starts from; models/bases/own-teacher.toml if None.
+        card: a file that says shape, mean, std and classes: TOML, or a hub's config files.
+        image_shape, mean, std, classes: the same, over the card and the recipe.
+        pooling: what the spiking twin has for max pooling: the average over the same window, or,
+            with stride, over windows that do not overlap.
+        overrides: other values of the recipe, "key=value" each.
+
+    Returns:
+        The content of OUT/teacher.json: what differs in the twin, and which of the teacher's
+        activations became which neurons.
+
+    Raises:
+        InputError: the network cannot be had or turned into a twin; says where, and what to do.
+        WeightsError: the weights are missing, damaged, unsafe to read or of another network.
+
+    Example:
+        >>> stars_deploy.import_teacher(
+        ...     "net.py:net", weights="net.th", image_shape=(3, 32, 32), mean=0.5, std=0.25,
+        ...     out="teacher",
+        ... )
+    """
+    from stars_deploy.workflow.own_teacher import import_teacher as write
+
+    images = (image_shape, mean, std, classes)
+    own = _own(teacher, weights, recipe, card, images, pooling, overrides, {})
+    return cast("ImportedTeacher", write(own, Path(out)))
+
+
 def distill(
     recipe: PathLike | None = None,
     *,
     out: PathLike,
+    teacher: str | None = None,
     weights: PathLike | None = None,
+    card: PathLike | None = None,
+    image_shape: str | Sequence[int] | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    classes: Names | None = None,
+    pooling: str | None = None,
+    student: str | None = None,
     method: str | None = None,
     stars: bool | None = None,
     overrides: Sequence[str] = (),
@@ -78,7 +146,11 @@ def distill(
     Args:
         recipe: a recipe file or the name of a packaged model; fashion-mnist if None.
         out: the folder of the run; it must be empty or absent, unless `resume`.
-        weights: the teacher's weights (safetensors); those that the recipe names if None.
+        teacher: a network of your own in the place of the recipe's, see import_teacher.
+        weights: the teacher's weights; those that the recipe names if None.
+        card, image_shape, mean, std, classes, pooling: of your own teacher, see import_teacher.
+        student: twin (the teacher's layers as neurons), or a family, such as resnet20, which
+            starts without the teacher's weights.
         method: synthesis by deepinversion, cmi or nayer; as the recipe says if None.
         stars: RCA and TAR on or off; as the recipe says if None.
         overrides: other values of the recipe, "key=value" each: "kd.lr=0.05".
@@ -108,10 +180,24 @@ def distill(
     folder, file = Path(out), optional_path(weights)
     if resume:
         require_run(folder)
-    options = _options({"method": method, "seed": seed, "device": device}, stars)
-    changes = [*overrides, *options]
+    given = {"method": method, "seed": seed, "device": device, "student": student}
+    options = _options(given, stars)
+    # A network of another shape cannot start with the teacher's weights.
+    other = [] if student in (None, "twin") else ["warm_start.enabled=false"]
+    changes = [*other, *overrides, *options]
     sources = {change.partition("=")[0]: option for change, option in options.items()}
-    if resume and not overrides and method is None and stars is None and seed is None:
+    own: OwnTeacher | None = None
+    images = (image_shape, mean, std, classes)
+    if teacher is not None:
+        own = _own(teacher, weights, recipe, card, images, pooling or "window", changes, sources)
+        chosen, origin, file = own.recipe, folder / "recipe.toml", None
+        _say_notes(own)
+    elif any(value is not None for value in (card, pooling, *images)):
+        raise InputError(
+            "--card, --image-shape, --mean, --std, --classes and --pooling describe a teacher of "
+            "your own: give it with --teacher, or set data.mean and the like with --set"
+        )
+    elif resume and not overrides and (method, stars, seed, student) == (None,) * 4:
         named = None if recipe is None else str(recipe)
         chosen, file = recipe_of_run(folder, named, file, changes, sources)
         origin = folder / "recipe.toml"
@@ -121,7 +207,38 @@ def distill(
         chosen, origin = load_recipe(spec, changes, sources), find_recipe(spec)
     if dry_run:
         return plan(chosen, file, origin)
-    return run(chosen, folder, origin=origin, resume=resume, weights=file, progress=progress)
+    return run(
+        chosen, folder, origin=origin, resume=resume, weights=file, own=own, progress=progress
+    )
+
+
+def _own(
+    teacher: str,
+    weights: PathLike | None,
+    recipe: PathLike | None,
+    card: PathLike | None,
+    images: tuple[
+        str | Sequence[int] | None, Numbers | None, Numbers | None, Names | None
+    ],  # shape, mean, std, classes
+    pooling: str,
+    changes: Sequence[str],
+    sources: Mapping[str, str],
+) -> OwnTeacher:
+    from stars_deploy.workflow.own_teacher import Request, own_teacher, require_own_weights
+    from stars_deploy.workflow.reading import parse_reading
+
+    shape, mean, std, classes = images
+    reading = parse_reading(mean=mean, std=std, classes=classes, image_shape=shape)
+    file = require_own_weights(teacher, optional_path(weights))
+    request = Request(teacher, file, reading, optional_path(card), pooling)
+    return own_teacher(request, optional_text(recipe), changes, sources)
+
+
+def _say_notes(own: OwnTeacher) -> None:
+    from stars_deploy.console import say
+
+    for note in own.about["notes"]:
+        say(f"Teacher: {note}")
 
 
 def evaluate(
@@ -217,9 +334,14 @@ def finetune(
     return cast("Finetuned", result)
 
 
-def _options(values: dict[str, object], stars: bool | None) -> dict[str, str]:
+def _options(values: Mapping[str, object], stars: bool | None) -> dict[str, str]:
     """Return the changes of the recipe that options stand for, and how each was given."""
-    keys = {"method": "synthesis.method", "seed": "run.seed", "device": "run.device"}
+    keys = {
+        "method": "synthesis.method",
+        "seed": "run.seed",
+        "device": "run.device",
+        "student": "student.architecture",
+    }
     given = {name: value for name, value in values.items() if value is not None}
     changes = {f"{keys[name]}={value}": f"--{name} {value}" for name, value in given.items()}
     if stars is not None:

@@ -18,6 +18,25 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DataOption = Annotated[
     str, typer.Option("--data", help="Data set: a name, a folder of idx or image files, an npz.")
 ]
+OWN = "Own teacher:"
+Card = Annotated[
+    Path | None,
+    typer.Option(help=f"{OWN} file that says shape, mean, std, classes (TOML, or a hub's JSON)."),
+]
+ImageShape = Annotated[
+    str | None, typer.Option(help=f"{OWN} C,H,W of the images it takes, 3,32,32.")
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(help=f"{OWN} mean of pixel / 255, one number or one per channel: 0.5,0.4,0.4."),
+]
+Std = Annotated[
+    str | None, typer.Option(help=f"{OWN} standard deviation of pixel / 255, as --mean.")
+]
+Classes = Annotated[
+    str | None, typer.Option(help=f"{OWN} names of the logits, a,b,c or a JSON list.")
+]
+POOLING = "max pooling becomes an average over the same window, or stride: without overlap."
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe value: kd.lr=0.05."),
@@ -50,14 +69,87 @@ def teacher_train(
 
 
 @command
+def teacher_import(
+    teacher: Annotated[
+        str,
+        typer.Argument(
+            help="package.module:function, file.py:function, or torchvision:NAME; the code is run."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for recipe.toml, teacher.safetensors, teacher.json.")
+    ],
+    weights: Annotated[
+        Path | None, typer.Option(help="Trained weights: safetensors, .pt, .pth or .th.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe that the new one starts from.")] = None,
+    card: Card = None,
+    image_shape: ImageShape = None,
+    mean: Mean = None,
+    std: Std = None,
+    classes: Classes = None,
+    pooling: Annotated[str, typer.Option(help=f"window: {POOLING}")] = "window",
+    overrides: SetOption = None,
+) -> None:
+    """Turn a trained network of your own into a recipe that every command takes.
+
+    Examples:
+      stars-deploy teacher import net.py:resnet20 --weights resnet20.th \\
+        --image-shape 3,32,32 --mean 0.5 --std 0.25 --out teacher
+      stars-deploy teacher import torchvision:resnet18 --weights resnet18.pth --out teacher
+    """
+    result = stars_deploy.import_teacher(
+        teacher,
+        out=out,
+        weights=weights,
+        recipe=recipe,
+        card=card,
+        image_shape=image_shape,
+        mean=mean,
+        std=std,
+        classes=classes,
+        pooling=pooling,
+        overrides=overrides or (),
+    )
+    console.emit(result)
+    rows = list(result["neurons"].items())
+    console.show(f"{result['module']}: {result['parameters']:,} parameters", ("twin", "of"), rows)
+    for note in result["notes"]:
+        console.say(f"Teacher: {note}")
+    console.say(f"Logits as the network's own, to {result['largest_relative_difference']:.0e}.")
+    next_step(f"stars-deploy distill {quoted(out / 'recipe.toml')} --out run")
+
+
+@command
 def distill(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     recipe: Annotated[
         str | None,
         typer.Argument(help="Recipe file or packaged model.", show_default=DEFAULT_MODEL),
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{OWN} package.module:function, file.py:function or torchvision:NAME; "
+            "the code is run."
+        ),
+    ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="The teacher's weights (safetensors).")
+        Path | None,
+        typer.Option(
+            help="The teacher's weights: safetensors; with --teacher also .pt, .pth, .th."
+        ),
+    ] = None,
+    card: Card = None,
+    image_shape: ImageShape = None,
+    mean: Mean = None,
+    std: Std = None,
+    classes: Classes = None,
+    pooling: Annotated[
+        str | None, typer.Option(help=f"{OWN} window (as if not given): {POOLING}")
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(help="twin (the teacher's layers as neurons), or a family.")
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="Synthesis: deepinversion, cmi or nayer.")
@@ -82,12 +174,22 @@ def distill(
       stars-deploy distill fashion-mnist --seed 1 --out run
       stars-deploy distill fashion-mnist --method cmi --no-stars --set kd.lr=0.05 --out run
       stars-deploy distill --resume --out run
+      stars-deploy distill --teacher net.py:resnet20 --weights resnet20.th \\
+        --image-shape 3,32,32 --mean 0.5 --std 0.25 --out run
     """
     with console.progress() as progress:
         result = stars_deploy.distill(
             recipe,
             out=out,
+            teacher=teacher,
             weights=weights,
+            card=card,
+            image_shape=image_shape,
+            mean=mean,
+            std=std,
+            classes=classes,
+            pooling=pooling,
+            student=student,
             method=method,
             stars=stars,
             overrides=overrides or (),
@@ -102,7 +204,11 @@ def distill(
         _show_plan(result)
         return
     console.say(f"Student: {out / 'student.safetensors'} ({result['wall_time_s']:.0f} s)")
-    next_step(f"stars-deploy evaluate {quoted(out)} --data evaluation")
+    if "source" in result["teacher"]:
+        targets = "--target nir --target onnx --target loihi"
+        next_step(f"stars-deploy export {quoted(out)} {targets} --out bundle")
+    else:
+        next_step(f"stars-deploy evaluate {quoted(out)} --data evaluation")
 
 
 def _show_plan(plan: Mapping[str, object]) -> None:
@@ -204,7 +310,10 @@ def _show_finetuning(result: Mapping[str, Any]) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
-    teacher = typer.Typer(help="Train ANN teachers with real data.", no_args_is_help=True)
+    teacher = typer.Typer(
+        help="Teachers: import one of your own, or train one with real data.", no_args_is_help=True
+    )
+    add(teacher, teacher_import, "import")
     add(teacher, teacher_train, "train")
     app.add_typer(teacher, name="teacher")
     add(app, distill)

@@ -316,13 +316,27 @@ def find_recipe(spec: str | Path) -> Path:
     )
 
 
+def recipe_document(spec: str | Path) -> dict[str, Any]:
+    """Return what a recipe says, with what it extends, before it is validated.
+
+    Raises:
+        RecipeError: unknown recipe or malformed TOML.
+    """
+    return _document(find_recipe(spec), ())
+
+
 def load_recipe(
-    spec: str | Path, overrides: Sequence[str] = (), options: Mapping[str, str] | None = None
+    spec: str | Path,
+    overrides: Sequence[str] = (),
+    options: Mapping[str, str] | None = None,
+    sections: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Read and validate a recipe; `overrides` are ``key.path=value`` strings, values in TOML.
 
     A message about an override says that it came from --set, or from what `options` holds for its
     key, such as "--method cmi".
+
+    `sections` stand in the place of the file's own sections of these names.
 
     ``extends = ["base.toml", ...]`` names recipes, relative to the file, whose values it starts
     from, later ones over earlier ones.
@@ -331,7 +345,7 @@ def load_recipe(
         RecipeError: unknown recipe, malformed TOML, unknown key, or a value out of range.
     """
     path = find_recipe(spec)
-    document = _document(path, ())
+    document = {**_document(path, ()), **(sections or {})}
     given: dict[str, str] = {}
     for override in overrides:
         key = _set(document, override)

@@ -18,13 +18,19 @@ from stars_deploy.networks.families import build_student, build_teacher
 from stars_deploy.networks.state_dicts import compare
 
 
-def save_weights(network: nn.Module, path: Path) -> None:
-    """Write the parameters and buffers of `network` as safetensors, atomically."""
+def weights_bytes(network: nn.Module) -> bytes:
+    """Return the parameters and buffers of `network` as a safetensors file."""
     tensors = {
         name: tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
         for name, tensor in network.state_dict().items()
     }
-    write_bytes(path, safetensors.torch.save(tensors))
+    content: bytes = safetensors.torch.save(tensors)
+    return content
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write the parameters and buffers of `network` as safetensors, atomically."""
+    write_bytes(path, weights_bytes(network))
 
 
 def load_teacher(

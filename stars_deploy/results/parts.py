@@ -135,6 +135,8 @@ class Teacher(TypedDict):
     """Its network family."""
     sha256: str | None
     """Of its weights."""
+    source: NotRequired[str]
+    """What --teacher named, of an imported one."""
 
 
 @closed

@@ -110,7 +110,31 @@ class Evaluated(TypedDict):
     versions: Versions
     """What it was made with."""
     teacher_accuracy: NotRequired[float]
-    """Top-1 of the teacher on the same images; only in a demo."""
+    """Top-1 of the teacher on the same images; in a demo, and of an imported teacher."""
+
+
+@closed
+class ImportedTeacher(TypedDict):
+    """`teacher import`: the content of OUT/teacher.json, and of that in a run."""
+
+    teacher: str
+    """What --teacher named, without folders."""
+    module: str
+    """The class of the network."""
+    weights: str
+    """Name of the file of weights."""
+    weights_sha256: str
+    """Of that file."""
+    parameters: int
+    """Of the traced teacher."""
+    classes: int
+    """Logits."""
+    largest_relative_difference: float
+    """Of a logit of the traced network from the teacher's, relative to the largest logit."""
+    neurons: dict[str, str]
+    """Which activation of the teacher became which neurons."""
+    notes: list[str]
+    """What differs in the twin, or was left out."""
 
 
 @closed

@@ -27,6 +27,7 @@ from stars_deploy.networks.base import Network
 from stars_deploy.networks.device import resolve
 from stars_deploy.networks.families import build_student, build_teacher
 from stars_deploy.networks.weights import load_teacher, save_weights
+from stars_deploy.workflow.own_teacher import ABOUT, OwnTeacher
 from stars_deploy.workflow.provenance import hardware, versions
 
 RECIPE = "recipe.toml"
@@ -43,6 +44,7 @@ def distill(
     origin: Path | None = None,
     resume: bool = False,
     weights: Path | None = None,
+    own: OwnTeacher | None = None,
     progress: Progress = no_progress,
     after_epoch: Callable[[int, Network], None] | None = None,
 ) -> dict[str, Any]:
@@ -56,6 +58,7 @@ def distill(
     Args:
         origin: the recipe's file; `teacher.weights` is relative to its folder.
         weights: a safetensors file to use instead of `teacher.weights`.
+        own: a teacher that was imported, with `recipe` its recipe; it is kept in OUT.
         after_epoch: called with the number of each training epoch and the student as it then is.
 
     Returns:
@@ -67,8 +70,11 @@ def distill(
         TrainingDiverged: a loss is not finite; OUT/checkpoint holds the last good state.
     """
     device = resolve(recipe.run.device)
-    teacher = load_teacher(recipe, weights, origin)
-    recipe = _with_teacher(recipe, weights_path(recipe, weights, origin))
+    if own is None:
+        teacher: Network = load_teacher(recipe, weights, origin)
+        recipe = _with_teacher(recipe, weights_path(recipe, weights, origin))
+    else:
+        teacher = own.network
     with threads(recipe.run.threads):  # a recipe is refused before it claims a folder
         session = Session(recipe, teacher.to(device))
     images = image_folder(recipe)
@@ -76,6 +82,8 @@ def distill(
     if images is not None and not begun:  # no image is made before the first checkpoint
         images.require_empty()
     _claim(out, recipe, resume)
+    if own is not None:
+        own.write(out)
     if (out / SUMMARY).is_file():
         say(f"{out}: this run is complete; nothing to resume")
         return dict(read_json(out / SUMMARY))
@@ -86,7 +94,7 @@ def distill(
         seconds = loop.run(session, out, state, progress, watch)
         save_weights(session.student, out / STUDENT)
         draw_pool(session.pool, recipe.data.classes, out / PICTURE)
-        summary = _summary(session, seconds)
+        summary = _summary(session, seconds, out)
     write_json(out / SUMMARY, summary)
     return summary
 
@@ -217,13 +225,18 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _summary(session: Session, seconds: float) -> dict[str, Any]:
+def _summary(session: Session, seconds: float, out: Path) -> dict[str, Any]:
     recipe = session.recipe
+    imported = {"source": read_json(out / ABOUT)["teacher"]} if (out / ABOUT).is_file() else {}
     return {
         "name": recipe.name,
         "method": method(recipe),
         "seed": recipe.run.seed,
-        "teacher": {"family": recipe.teacher.family, "sha256": recipe.teacher.sha256},
+        "teacher": {
+            "family": recipe.teacher.family,
+            "sha256": recipe.teacher.sha256,
+            **imported,
+        },
         "T": recipe.student.T,
         **estimate(recipe),
         "pool_images": len(session.pool),

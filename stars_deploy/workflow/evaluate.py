@@ -21,7 +21,8 @@ from stars_deploy.networks.base import Network
 from stars_deploy.networks.device import resolve
 from stars_deploy.networks.images import to_input
 from stars_deploy.networks.to_nir import node_names
-from stars_deploy.networks.weights import load_student
+from stars_deploy.networks.weights import load_student, load_teacher
+from stars_deploy.workflow.own_teacher import WEIGHTS
 from stars_deploy.workflow.provenance import hardware, versions
 
 BATCH = 250  # images at a time; bounds memory, does not change any result
@@ -38,7 +39,7 @@ def evaluate(
 
     Returns what the file holds: accuracy, accuracy_by_t (of the mean logits of the first t steps),
     and spikes per node, summed over images, steps and neurons; teacher_accuracy if a teacher is
-    given.
+    given, or lies in RUN because it was imported.
 
     Raises:
         InputError: RUN is not the folder of a finished run. WeightsError, DataError.
@@ -51,6 +52,8 @@ def evaluate(
             )
     recipe = load_recipe(run / "recipe.toml")
     student = load_student(recipe, run / "student.safetensors")
+    if teacher is None and (run / WEIGHTS).is_file():
+        teacher = load_teacher(recipe, origin=run / "recipe.toml")
     images, labels = load_data(data, recipe.data, "test")
     place = resolve(device)
     counts = measure(student, images, labels, recipe.data, place, progress)

@@ -9,6 +9,7 @@ from stars_deploy.assets import asset
 from stars_deploy.config.recipe import Recipe, find_recipe, load_recipe
 from stars_deploy.errors import InputError, WeightsError
 from stars_deploy.workflow.distill import RECIPE, weights_path
+from stars_deploy.workflow.own_teacher import WEIGHTS
 
 
 def require_run(out: Path) -> None:
@@ -29,6 +30,8 @@ def recipe_of_run(
     A run keeps the name of the teacher's file, not its folder: that, only `weights` or the recipe
     that the run was started with can tell.
 
+    A teacher that was imported lies in the run itself.
+
     Args:
         spec: that recipe, if it was named again; without it, the packaged model of its name.
         overrides, options: as for load_recipe; distill refuses those that change the recipe.
@@ -39,6 +42,8 @@ def recipe_of_run(
     recipe = load_recipe(out / RECIPE, overrides, options)
     if spec is None and weights is not None:
         return recipe, weights
+    if spec is None and (out / WEIGHTS).is_file():
+        return recipe, out / WEIGHTS
     origin = _packaged(recipe, out) if spec is None else find_recipe(spec)
     named = load_recipe(origin)
     if named.name != recipe.name:
