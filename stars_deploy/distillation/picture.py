@@ -26,11 +26,9 @@ def draw_pool(pool: ImagePool, classes: Sequence[str], path: Path) -> None:
     axes = figure.subplots(len(shown), COLUMNS, squeeze=False)
     for row, name in enumerate(shown):
         for column, image in enumerate(_spread(pool, row)):
-            flat = image.permute(1, 2, 0).numpy()
-            cell = axes[row][column]
-            cell.imshow(
-                flat.squeeze(-1) if flat.shape[-1] == 1 else flat, cmap="gray", vmin=0, vmax=255
-            )
+            # Colour is for three channels; of any other number the mean is shown, in grey.
+            shades = image.permute(1, 2, 0) if len(image) == 3 else image.float().mean(0)
+            axes[row][column].imshow(shades.numpy(), cmap="gray", vmin=0, vmax=255)
         axes[row][0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     for cell in axes.flat:
         cell.set(xticks=[], yticks=[])
