@@ -10,7 +10,14 @@ from stars_deploy.errors import InputError, nearest
 from stars_deploy.results.deployment import Checked, Exported, Manifest, Simulated, Swept
 from stars_deploy.results.inventory import Diagnosed, Failed, Profiles, Zoo
 from stars_deploy.results.study import Compared, OperatingPoint
-from stars_deploy.results.training import Distilled, Evaluated, Finetuned, Plan, TrainedTeacher
+from stars_deploy.results.training import (
+    Converted,
+    Distilled,
+    Evaluated,
+    Finetuned,
+    Plan,
+    TrainedTeacher,
+)
 from stars_deploy.results.validation import Demonstrated, Validated
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -29,6 +36,7 @@ RESULTS: dict[str, Any] = {
     "simulate": Simulated,
     "sweep": Swept,
     "teacher-train": TrainedTeacher,
+    "tensorboard": Converted,
     "validate": Validated,
     "zoo": Zoo,
     "error": Failed,
