@@ -14,7 +14,7 @@ from tiny_distillation import tiny_model
 from typer.testing import CliRunner
 
 import stars_deploy
-from stars_deploy import api
+from stars_deploy import api, console
 from stars_deploy.cli.app import app
 from stars_deploy.errors import InputError, RecipeError
 
@@ -171,6 +171,7 @@ def test_a_client_is_checked_by_mypy(tmp_path):
 
 def test_the_quick_start_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "settings", console.Settings())  # as no command line has left it
     recipe = tiny_model(tmp_path / "my-model")
     # A student of random weights fits the chip; one of this random teacher's would not.
     recipe.write_text(recipe.read_text().replace("enabled = true", "enabled = false"))
@@ -180,6 +181,8 @@ def test_the_quick_start_runs(tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "api.md").read_text(), re.DOTALL)
     scope = {}
     exec(compile(code, "docs/api.md", "exec"), scope)
+    again = stars_deploy.distill("my-model", seed=1, out="run", resume=True)  # which has news
+    assert again == scope["summary"]
     said = capsys.readouterr()
     assert said.err == "" and said.out.splitlines()[-1].startswith("pass")
     for result, file in [

@@ -360,10 +360,14 @@ def test_full_disk_leaves_the_earlier_bundle(graph_file, bundle):
 
 
 @pytest.mark.parametrize(("how", "code"), [("| true", 0), ("> /dev/full", 2), (">&-", 2)])
-def test_json_that_nobody_takes(how, code):
-    program = f"{shlex.quote(sys.executable)} -m stars_deploy --json profiles"
+@pytest.mark.parametrize(
+    "words", ["--json profiles", "schema zoo", "--json check none", "--json distil", "check -h"]
+)
+def test_output_that_nobody_takes(words, how, code):
+    program = f"{shlex.quote(sys.executable)} -m stars_deploy {words}"
+    fails = words in ("--json check none", "--json distil")
     script = f"set -o pipefail; {{ sleep 0.2; {program}; }} {how}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
+    assert done.returncode == (2 if fails else code), done.stderr
     assert "Traceback" not in done.stderr and "defect" not in done.stderr
     assert ("stdout: " in done.stderr) == (code == 2)

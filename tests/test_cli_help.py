@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 from test_api import COMMANDS, RENAMED
@@ -85,6 +87,27 @@ def test_a_usage_error_names_what_was_meant_on_both_streams(words, says, tmp_pat
         assert says in document["error"]["message"]
     silent = invoke(*words)
     assert (silent.exit_code, silent.stdout) == (2, "") and says in silent.stderr
+
+
+def test_no_help_page_waits_for_heavy_imports():
+    code = (
+        "import sys\n"
+        "from stars_deploy.cli import main\n"
+        f"for name in {list(COMMANDS)!r}:\n"
+        "    sys.argv = ['stars-deploy', *name.split(), '--help']\n"
+        "    try: main()\n"
+        "    except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'onnx', 'nir', 'rich.table'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.count("Usage: stars-deploy ") == len(COMMANDS)
+
+
+@pytest.mark.parametrize("words", [["teacher", "--help"], ["--help"], ["-q", "zoo", "-h"]])
+def test_help_of_groups_and_among_global_options(words):
+    result = invoke(*words)
+    assert result.exit_code == 0 and result.stdout.startswith("Usage: ")
 
 
 def test_what_follows_two_dashes_is_no_option():

@@ -9,7 +9,7 @@ Nothing is printed; `progress` is called with what is done, steps completed, and
 
 from stars_deploy.api.deployment import check, export, simulate, sweep, validate
 from stars_deploy.api.inventory import demo, doctor, profiles, schema, zoo
-from stars_deploy.api.study import compare, operating_point
+from stars_deploy.api.study import compare, operating_point, tensorboard
 from stars_deploy.api.training import (
     distill,
     evaluate,
@@ -33,6 +33,7 @@ __all__ = [
     "schema",
     "simulate",
     "sweep",
+    "tensorboard",
     "train_teacher",
     "validate",
     "zoo",

@@ -112,7 +112,7 @@ def schema(name: str) -> Json:
         InputError: a name that has no schema.
 
     Example:
-        >>> sorted(stars_deploy.schema("validate")["properties"])
+        >>> sorted(stars_deploy.schema("check")["properties"])
     """
     from stars_deploy.results.schemas import schema as found
 

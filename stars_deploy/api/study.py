@@ -1,4 +1,4 @@
-"""Questions a researcher asks: `compare`, `operating_point`."""
+"""Questions a researcher asks: `compare`, `operating_point`, `tensorboard`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from stars_deploy.api.arguments import (
 
 if TYPE_CHECKING:
     from stars_deploy.results.study import Compared, OperatingPoint
+    from stars_deploy.results.training import Converted
 
 
 def compare(
@@ -96,3 +97,27 @@ def operating_point(
     at_least(1, limit=limit)
     result = measure(Path(run), optional_text(data), limit, device, progress)
     return cast("OperatingPoint", result)
+
+
+def tensorboard(run: PathLike, *, out: PathLike) -> Converted:
+    """Write the metrics of a run as event files for TensorBoard; metrics.jsonl stays as it is.
+
+    A run that goes on is simply converted again.
+
+    Args:
+        run: a folder that distill, train_teacher or finetune wrote.
+        out: the folder of the event files; replaced as a whole if it holds nothing else.
+
+    Returns:
+        events, scalars, tags.
+
+    Raises:
+        InputError: RUN has no metrics or damaged ones, or OUT holds something else.
+        EngineError: stars-deploy[tensorboard] is not installed.
+
+    Example:
+        >>> stars_deploy.tensorboard("run", out="events")["tags"]
+    """
+    from stars_deploy.workflow.tensorboard import tensorboard as convert
+
+    return cast("Converted", convert(Path(run), Path(out)))

@@ -40,7 +40,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             after = afterwards(function.__name__, kwargs.get("out"))
             raise _fail(f"interrupted; {after}", INTERRUPTED) from None
         except OSError as error:
-            raise _fail(_explain_os_error(error), 2) from None
+            raise _fail(explain_os_error(error), 2) from None
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             raise _fail(
@@ -72,7 +72,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _explain_os_error(error: OSError) -> str:
+def explain_os_error(error: OSError) -> str:
+    """Return which file could not be read or written, and why."""
     place = error.filename or "a file"
     reason = error.strerror or str(error)
     return f"{place}: {reason}; expected a readable input and a writable output with free space"

@@ -8,7 +8,7 @@ from pathlib import Path
 from stars_deploy import console
 
 GOES_ON = ("compare", "demo")
-WRITES_AT_THE_END = ("export", "finetune", "sweep")
+WRITES_AT_THE_END = ("export", "finetune", "sweep", "tensorboard")
 
 
 def afterwards(name: str, out: object) -> str:

@@ -1,4 +1,4 @@
-"""`compare`, `operating-point`: questions a researcher asks."""
+"""`compare`, `operating-point`, `tensorboard`: questions a researcher asks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 import stars_deploy
 from stars_deploy import console
-from stars_deploy.cli.base import command, next_step
+from stars_deploy.cli.base import command, next_step, quoted
 from stars_deploy.cli.commands import add
 from stars_deploy.cli.train import DataOption, Device, SetOption
 
@@ -85,7 +85,25 @@ def operating_point(
     next_step(f"look at {run / FIGURE}")
 
 
+@command
+def tensorboard(
+    run: Annotated[
+        Path, typer.Argument(help="A folder that distill, teacher train or finetune wrote.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the event files.")],
+) -> None:
+    """Write the metrics of a run as event files for TensorBoard, also while it still goes on.
+
+    Example: stars-deploy tensorboard run --out events
+    """
+    result = stars_deploy.tensorboard(run, out=out)
+    console.emit(result)
+    console.say(f"Events: {out} ({result['scalars']} values of {len(result['tags'])} curves)")
+    next_step(f"tensorboard --logdir {quoted(out)}")
+
+
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the application."""
     add(app, compare)
     add(app, operating_point)
+    add(app, tensorboard)

@@ -9,7 +9,8 @@ from typing_extensions import TypedDict
 
 T = TypeVar("T")
 
-#: A result has exactly the keys that it declares; the text below a key says what it means.
+#: A result has exactly the keys that it declares; the text below a key says what it means. Results
+#: do not inherit: pydantic finds no text below the keys of a base.
 closed = with_config(ConfigDict(extra="forbid", use_attribute_docstrings=True))
 
 Kind = Literal["measured", "simulated", "modeled"]

@@ -11,6 +11,7 @@ from stars_deploy.results.deployment import Checked, Exported, Manifest, Simulat
 from stars_deploy.results.inventory import Diagnosed, Failed, Profiles, Zoo
 from stars_deploy.results.study import Compared, OperatingPoint
 from stars_deploy.results.training import (
+    Converted,
     Distilled,
     Evaluated,
     Finetuned,
@@ -37,6 +38,7 @@ RESULTS: dict[str, Any] = {
     "sweep": Swept,
     "teacher-import": ImportedTeacher,
     "teacher-train": TrainedTeacher,
+    "tensorboard": Converted,
     "validate": Validated,
     "zoo": Zoo,
     "error": Failed,

@@ -10,9 +10,17 @@ from stars_deploy.results.parts import Interval, Kind, Spread, Versions, closed
 
 
 @closed
-class Paired(Spread):
+class Paired(TypedDict):
     """Differences to the baseline, paired by seed."""
 
+    mean: float
+    """Over the seeds."""
+    sd: float | None
+    """Sample standard deviation, null of one seed."""
+    n: int
+    """Number of seeds."""
+    values: list[float]
+    """One per seed."""
     interval: Interval | None
     """95 % bootstrap interval of the mean, [low, high]; null of fewer than 3 seeds."""
 

@@ -10,9 +10,13 @@ from stars_deploy.results.parts import Counts, Hardware, Kind, Origin, Teacher, 
 
 
 @closed
-class RunSize(TypedDict):
-    """How large a distillation is."""
+class Distilled(TypedDict):
+    """`distill`: the content of RUN/summary.json."""
 
+    name: str
+    """Of the recipe."""
+    method: str
+    """In words: warm start, synthesis, STARS."""
     T: int
     """Time steps per image."""
     seed: int
@@ -31,16 +35,6 @@ class RunSize(TypedDict):
     """Updates of the student's weights."""
     student_images: int
     """Images in these updates, repeated ones counted again."""
-
-
-@closed
-class Distilled(RunSize):
-    """`distill`: the content of RUN/summary.json."""
-
-    name: str
-    """Of the recipe."""
-    method: str
-    """In words: warm start, synthesis, STARS."""
     teacher: Teacher
     """Whom the student was distilled from."""
     pool_images: int
@@ -62,13 +56,31 @@ class Distilled(RunSize):
 
 
 @closed
-class Plan(RunSize):
+class Plan(TypedDict):
     """`distill --dry-run`: what a run would do; nothing is run or written."""
 
     name: str
     """Of the recipe."""
     method: str
     """In words: warm start, synthesis, STARS."""
+    T: int
+    """Time steps per image."""
+    seed: int
+    """Of everything random."""
+    epochs: int
+    """In all."""
+    warmup_epochs: int
+    """Of these, epochs without student updates."""
+    synthesis_steps: int
+    """Optimisation steps of synthesis."""
+    synthetic_images: int
+    """Images made in all; the pool may hold fewer."""
+    calibrations: int
+    """Calibrations of the warm start, 0 or 1."""
+    student_updates: int
+    """Updates of the student's weights."""
+    student_images: int
+    """Images in these updates, repeated ones counted again."""
     teacher: str
     """The teacher's network family."""
     teacher_parameters: int
@@ -165,6 +177,18 @@ class TrainedTeacher(TypedDict):
     """What it was made with."""
     wall_s: float
     """Seconds."""
+
+
+@closed
+class Converted(TypedDict):
+    """`tensorboard`: what was written."""
+
+    events: str
+    """Folder of the event files, as given."""
+    scalars: int
+    """Values written."""
+    tags: list[str]
+    """Names of the curves: phase, metric, and place in a list."""
 
 
 @closed

@@ -65,13 +65,21 @@ class Place(TypedDict):
 
 
 @closed
-class Divergence(Place):
-    """Where two engines part first."""
+class Divergence(TypedDict):
+    """Where two engines part first; numbers count from 0."""
 
     node: str
     """Node of graph.nir."""
     step: int
-    """Time step, from 0."""
+    """Time step."""
+    image: int
+    """Number of the image."""
+    neuron: list[int]
+    """Indices of the neuron in its layer."""
+    reference: int
+    """Its spike in the reference, 0 or 1."""
+    target: int
+    """Its spike in the engine, 0 or 1."""
     margin: float | None
     """H - V_th of the reference there, in units of V."""
     near_tie: bool
@@ -169,8 +177,8 @@ class NotRun(TypedDict):
 
 
 @closed
-class Verdict(TypedDict):
-    """One verdict about a bundle."""
+class Validated(TypedDict):
+    """`validate`: the content of BUNDLE/validation.json."""
 
     schema: int
     """Version of this document."""
@@ -216,14 +224,8 @@ class Verdict(TypedDict):
     """Version of this package."""
     manifest_sha256: str
     """Of the manifest of the bundle that was judged."""
-
-
-@closed
-class Validated(Verdict):
-    """`validate`: the content of BUNDLE/validation.json."""
-
-    earlier: list[Verdict]
-    """Verdicts of other engines on the same bundle, the latest first."""
+    earlier: NotRequired[list[Validated]]
+    """Verdicts of other engines on the same bundle, the latest first; absent in these."""
 
 
 @closed
