@@ -13,7 +13,7 @@ from stars_deploy.files import read_json
 from stars_deploy.graph.geometry import input_shape
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.order import spiking_nodes
-from stars_deploy.validation.report import all_runs
+from stars_deploy.validation.document import all_runs
 
 Json = Mapping[str, Any]
 

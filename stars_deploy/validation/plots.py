@@ -1,45 +1,41 @@
-"""Figures of the report: SVG that takes its colours from the page, and small PNGs."""
+"""Figures of parity and spikes, and small PNGs."""
 
 from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib import image as png
 from matplotlib import rc_context
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from stars_deploy.validation.counts import SATURATED, SILENT
+from stars_deploy.validation.figures import (
+    INK,
+    LINE,
+    MUTED,
+    REFERENCE,
+    STYLE,
+    TARGET,
+    new_figure,
+    svg,
+)
 
-# Colours that no figure uses otherwise; in the SVG each becomes a variable of the page, so that
-# one figure serves light, dark and print.
-INK, MUTED, LINE, REFERENCE, TARGET = "#010101", "#020202", "#030303", "#040404", "#050505"
-_VARIABLES = {
-    INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)",
-    REFERENCE: "var(--reference)", TARGET: "var(--target)",
-}  # fmt: skip
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "stars-deploy", "font.size": 8.5,
-    "text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": LINE,
-    "xtick.color": MUTED, "ytick.color": INK, "ytick.left": False, "xtick.bottom": False,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
-    "axes.facecolor": "none", "figure.facecolor": "none", "legend.frameon": False,
-}  # fmt: skip
-_WIDTH_INCH = 4.2
 _COLUMNS = 360  # of the raster; wider layers are binned
 
 
-def spikes_chart(layers: Sequence[Mapping[str, Any]], reference: str, target: str) -> str:
+def spikes_chart(
+    layers: Sequence[Mapping[str, Any]], reference: str, target: str, key: str
+) -> Markup:
     """Return bars of the spikes per layer, reference above target."""
-    with rc_context(_STYLE):
-        figure, axes = _figure(0.9 + 0.42 * len(layers))
+    with rc_context(STYLE):
+        figure, axes = new_figure(0.9 + 0.42 * len(layers))
         rows = np.arange(len(layers))
         series = (("spikes_reference", REFERENCE, reference, -0.18),
                   ("spikes_target", TARGET, target, 0.18))  # fmt: skip
@@ -54,13 +50,13 @@ def spikes_chart(layers: Sequence[Mapping[str, Any]], reference: str, target: st
         axes.locator_params(axis="x", nbins=5)
         _finish(axes, layers, "spikes, summed over images, steps and neurons")
         figure.legend(loc="outside upper left", ncols=2, handlelength=1)
-        return _svg(figure)
+        return svg(figure, key, f"Spikes per layer, {reference} and {target}")
 
 
-def rates_chart(layers: Sequence[Mapping[str, Any]]) -> str:
+def rates_chart(layers: Sequence[Mapping[str, Any]], key: str) -> Markup:
     """Return the firing rate of each layer, with the zones where equality proves little."""
-    with rc_context(_STYLE):
-        figure, axes = _figure(0.9 + 0.3 * len(layers))
+    with rc_context(STYLE):
+        figure, axes = new_figure(0.9 + 0.3 * len(layers))
         for low, high in ((0, 100 * SILENT), (100 * SATURATED, 100)):
             axes.axvspan(low, high, color=LINE)
         rates = [100 * float(layer["rate"]) for layer in layers]
@@ -74,16 +70,16 @@ def rates_chart(layers: Sequence[Mapping[str, Any]]) -> str:
             axes.text(*place, f"{rate:.1f} %", va="center", ha=side, fontsize=7.5)
         axes.set_xlim(0, 100)
         _finish(axes, layers, "spikes per neuron and step, %; shaded: silent or saturated")
-        return _svg(figure)
+        return svg(figure, key, "Firing rate of every layer")
 
 
-def raster(spikes: Mapping[str, NDArray[np.uint8]]) -> str:
+def raster(spikes: Mapping[str, NDArray[np.uint8]], key: str) -> Markup:
     """Return when which neuron fired for one image; `spikes` per layer [T, ...].
 
     A layer of more neurons than columns is binned: the darker, the more neurons of the bin fired.
     """
     hue = LinearSegmentedColormap.from_list("spikes", [(0.3, 0.5, 0.9, 0.0), (0.24, 0.48, 0.9, 1)])
-    with rc_context({**_STYLE, "ytick.color": MUTED, "font.size": 7}):
+    with rc_context({**STYLE, "ytick.color": MUTED, "font.size": 7}):
         figure = Figure((7, 0.2 + 0.55 * len(spikes)), layout="constrained")
         panels = figure.subplots(len(spikes), 1, squeeze=False)[:, 0]
         for axes, (node, train) in zip(panels, spikes.items(), strict=True):
@@ -95,7 +91,7 @@ def raster(spikes: Mapping[str, NDArray[np.uint8]]) -> str:
             axes.set_xticks([])
             axes.set_title(f"{node}: {flat.shape[1]} neurons, {int(flat.sum())} spikes",
                            loc="left", fontsize=7, color=INK, pad=3)  # fmt: skip
-        return _svg(figure)
+        return svg(figure, key, "Spikes of every layer by neuron and time step")
 
 
 def image_grid(images: NDArray[np.uint8], scale: int = 2) -> str:
@@ -110,14 +106,6 @@ def image_grid(images: NDArray[np.uint8], scale: int = 2) -> str:
     return data_uri(buffer.getvalue())
 
 
-def scoped(svg: str, key: str) -> str:
-    """Return a figure whose ids begin with `key`, so that several fit on one page."""
-    svg = re.sub(r'(<g) id="[^"]*"', r"\1", svg)  # nobody refers to groups
-    for mark in ('id="', 'href="#', "url(#"):
-        svg = svg.replace(mark, f"{mark}{key}-")
-    return svg
-
-
 def data_uri(content: bytes) -> str:
     """Return a PNG as a data URI."""
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
@@ -129,11 +117,6 @@ def _binned(flat: NDArray[np.uint8]) -> NDArray[np.float64]:
     edges = np.linspace(0, flat.shape[1], columns + 1).astype(int)
     shares = np.add.reduceat(flat.astype(np.float64), edges[:-1], axis=1) / np.diff(edges)
     return shares / max(float(shares.max()), 1e-9)
-
-
-def _figure(height: float) -> tuple[Figure, Any]:
-    figure = Figure((_WIDTH_INCH, height), layout="constrained")
-    return figure, figure.add_subplot()
 
 
 def _finish(axes: Any, layers: Sequence[Mapping[str, Any]], label: str) -> None:
@@ -151,20 +134,3 @@ def _short(value: float, largest: float | None = None) -> str:
         if size >= limit:
             return f"{value / factor:.3g} {unit}" if value else "0"
     return f"{value:.0f}"
-
-
-def _svg(figure: Figure) -> str:
-    """Return the figure as an SVG element without prolog, metadata or absolute size."""
-    FigureCanvasSVG(figure)
-    buffer = io.StringIO()
-    keys = ("Creator", "Date", "Format", "Type")
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(keys))
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
-    return text

@@ -1,0 +1,179 @@
+"""How the student was made: in words, as a curve, and the images it learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import nir
+import numpy as np
+
+from stars_deploy.graph.metadata import metadata_of
+from stars_deploy.graph.order import spiking_nodes
+from stars_deploy.validation.evidence import Curve, Evidence, Summary, Synthetic
+from stars_deploy.validation.plots import image_grid
+from stars_deploy.validation.plots_making import curve_chart
+
+UNKNOWN = "not known"
+GAP_SCALE = 1  # the page enlarges pixels
+Fact = tuple[str, str]
+Json = dict[str, Any]
+
+
+def making_facts(
+    evidence: Evidence, source: Mapping[str, Any], graph: nir.NIRGraph, neurons: int | None
+) -> list[Fact]:
+    """Return what was distilled from what, and how; what no file says is said to be unknown."""
+    summary = evidence.summary or Summary()
+    method = summary.method or source.get("method")
+    facts = [
+        ("Teacher", _teacher(summary, source, evidence.recipe)),
+        ("Student", _student(graph, neurons, evidence.recipe)),
+        ("Method", str(method or UNKNOWN)),
+        ("Training data", _data(summary)),
+        ("Updates", _updates(summary)),
+        ("Wall time", _time(summary)),
+    ]
+    seed = UNKNOWN if summary.seed is None else str(summary.seed)
+    chosen = f"; model selection: {summary.selection}" if summary.selection else ""
+    return [*facts, ("Seed", f"{seed}{chosen}")]
+
+
+def headline(evidence: Evidence, source: Mapping[str, Any], graph: nir.NIRGraph) -> str:
+    """Return one sentence on what this is."""
+    summary = evidence.summary or Summary()
+    steps, layers = metadata_of(graph).T, len(spiking_nodes(graph))
+    network = f"A spiking network of {layers} layers that looks at an image for {steps} time steps"
+    method = summary.method or source.get("method")
+    if not method:
+        return f"{network}; how it was trained is not known."
+    family = f" {summary.teacher.family} network" if summary.teacher.family else " teacher"
+    free = " without any data" if summary.data == "none" else ""
+    return f"{network}, distilled from a{family}{free}: {method}."
+
+
+def weights_of(graph: nir.NIRGraph) -> int:
+    """Return the weights and biases of a graph; batch normalisation is part of them."""
+    nodes = graph.nodes.values()
+    arrays = [getattr(node, key, None) for node in nodes for key in ("weight", "bias")]
+    return sum(int(np.asarray(array).size) for array in arrays if array is not None)
+
+
+def curve_figures(curve: Curve | None) -> list[Json]:
+    """Return the curves of both phases, those that were logged."""
+    if curve is None:
+        return []
+    phases = (
+        ("kd", curve.kd, "Distillation", "student updates", "agreement", "agreement with teacher"),
+        ("synthesis", curve.synthesis, "Synthesis", "synthesis steps", "teacher_hits",
+         "images the teacher puts in their class"),
+    )  # fmt: skip
+    return [
+        {
+            "title": title,
+            "figure": curve_chart(series, unit, share, name, f"curve-{key}"),
+            "last": _last(series.values.get(share, ())),
+            "share": name,
+            "steps": series.step[-1],
+            "unit": unit,
+        }
+        for key, series, title, unit, share, name in phases
+        if series is not None and len(series.step) > 1
+    ]
+
+
+def synthetic_rows(synthetic: Synthetic | None, classes: Sequence[str]) -> list[Json]:
+    """Return a strip of images per class that they were made for."""
+    if synthetic is None:
+        return []
+    return [
+        {
+            "name": class_name(classes, int(label)),
+            "count": int((synthetic.labels == label).sum()),
+            "strip": image_grid(synthetic.images[synthetic.labels == label], GAP_SCALE),
+            "width": _strip_width(synthetic, int(label)),
+        }
+        for label in np.unique(synthetic.labels)
+    ]
+
+
+def class_name(classes: Sequence[str], index: int) -> str:
+    """Return the name of a class, or its number."""
+    return classes[index] if 0 <= index < len(classes) else f"class {index}"
+
+
+def _strip_width(synthetic: Synthetic, label: int) -> int:
+    """Return CSS pixels: images of at least 42 a side, whatever their own size."""
+    side, count = synthetic.images.shape[3], int((synthetic.labels == label).sum())
+    scale = max(1, round(42 / side))
+    return scale * (count * (side + 1) - 1)
+
+
+def _last(values: Sequence[float | None]) -> float | None:
+    return next((value for value in reversed(values) if value is not None), None)
+
+
+def _teacher(summary: Summary, source: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> str:
+    family = summary.teacher.family
+    digest = summary.teacher.sha256 or source.get("teacher_sha256")
+    if family is None and digest is None:
+        return UNKNOWN
+    parts = [f"ANN, family {family}" if family else "ANN"]
+    channels = ((recipe or {}).get("teacher", {}).get("args") or {}).get("channels")
+    if isinstance(channels, list):
+        parts.append(f"channels {'-'.join(map(str, channels))}")
+    if summary.teacher.parameters is not None:
+        parts.append(f"{summary.teacher.parameters:,} parameters")
+    if digest:
+        parts.append(f"sha256 {str(digest)[:12]}…")
+    return ", ".join(parts)
+
+
+def _student(graph: nir.NIRGraph, neurons: int | None, recipe: Mapping[str, Any] | None) -> str:
+    parts = []
+    architecture = (recipe or {}).get("student", {}).get("architecture")
+    if architecture:
+        twin = architecture == "twin"
+        parts.append("the teacher's twin" if twin else f"family {architecture}")
+    parts.append(f"{len(spiking_nodes(graph))} spiking layers")
+    if neurons is not None:
+        parts.append(f"{neurons:,} neurons")
+    parts.append(f"{weights_of(graph):,} weights and biases")
+    neuron = (recipe or {}).get("neuron", {})
+    if "model" in neuron:
+        parts.append(f"{str(neuron['model']).upper()} tau {neuron.get('tau')} V_th "
+                     f"{neuron.get('v_threshold')}")  # fmt: skip
+    return ", ".join([*parts, f"T = {metadata_of(graph).T}"])
+
+
+def _data(summary: Summary) -> str:
+    if summary.data is None:
+        return UNKNOWN
+    if summary.data != "none":
+        return summary.data
+    made = summary.synthetic_images
+    return "none" + (f"; {made:,} images were synthesised from the teacher" if made else "")
+
+
+def _updates(summary: Summary) -> str:
+    if summary.student_updates is None:
+        return UNKNOWN
+    steps = f", {summary.synthesis_steps:,} synthesis steps" if summary.synthesis_steps else ""
+    return f"{summary.student_updates:,} of the student{steps}"
+
+
+def _time(summary: Summary) -> str:
+    if summary.wall_time_s is None:
+        return UNKNOWN
+    place = summary.device or "device not known"
+    if summary.processor:
+        place += f" ({summary.processor}"
+        place += f", {summary.threads} threads)" if summary.threads else ")"
+    return f"{duration(summary.wall_time_s)} on {place}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words: 42 s, 12 min, 3.4 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
