@@ -115,7 +115,8 @@ class Chromium:
         """Load a file with a viewport of width x height CSS pixels in a colour scheme."""
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height,
                   deviceScaleFactor=1, mobile=False)  # fmt: skip
-        self.media(scheme)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.send("Emulation.setEmulatedMedia", media="screen", features=features)
         self.events.clear()
         self.send("Page.navigate", url=page.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
@@ -126,11 +127,6 @@ class Chromium:
                 self.events.append(self._next(left))
             except TimeoutError:
                 break
-
-    def media(self, scheme: str, kind: str = "screen") -> None:
-        """Emulate a colour scheme, light or dark, on a screen or in print."""
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.send("Emulation.setEmulatedMedia", media=kind, features=features)
 
     def evaluate(self, expression: str) -> Any:
         """Return the value of a JavaScript expression in the page."""
@@ -155,7 +151,8 @@ class Chromium:
         return base64.b64decode(answer["data"])
 
     def pdf(self) -> bytes:
-        """Return the page printed on A4."""
+        """Return the page printed on A4, as a person's browser prints it."""
+        self.send("Emulation.setEmulatedMedia", media="", features=[])
         answer = self.send("Page.printToPDF", paperWidth=8.27, paperHeight=11.69,
                            printBackground=True)  # fmt: skip
         return base64.b64decode(answer["data"])

@@ -39,9 +39,9 @@ def spikes_chart(
         rows = np.arange(len(layers))
         series = (("spikes_reference", REFERENCE, reference, -0.18),
                   ("spikes_target", TARGET, target, 0.18))  # fmt: skip
-        most = max([1, *(int(layer[key]) for layer in layers for key, *_ in series)])
-        for key, colour, label, offset in series:
-            values = [int(layer[key]) for layer in layers]
+        most = max([1, *(int(layer[name]) for layer in layers for name, *_ in series)])
+        for name, colour, label, offset in series:
+            values = [int(layer[name]) for layer in layers]
             axes.barh(rows + offset, values, 0.32, color=colour, label=label)
             for row, value in zip(rows, values, strict=True):
                 axes.text(value + most / 80, row + offset, _short(value), va="center", fontsize=7.5)

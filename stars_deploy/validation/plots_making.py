@@ -30,8 +30,9 @@ def accuracy_chart(rows: Sequence[Row], key: str) -> Markup:
             colour = MUTED if row["label"].startswith("Teacher") else REFERENCE
             axes.plot([100 * row["low"], 100 * row["high"]], [index] * 2, color=colour, linewidth=2)
             axes.plot(100 * row["value"], index, "o", color=colour, markersize=6)
-            said = f"  {100 * row['value']:.2f} %"
-            axes.text(100 * row["high"], index, said, va="center")
+            said = f"{100 * row['value']:.2f} %"
+            axes.annotate(said, (100 * row["high"], index), (5, 0), va="center",
+                          textcoords="offset points")  # fmt: skip
         axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         low, high = 100 * min(row["low"] for row in rows), 100 * max(row["high"] for row in rows)
@@ -74,16 +75,15 @@ def curve_chart(series: Series, unit: str, share: str, name: str, key: str) -> M
         figure, _ = new_figure(3.0)
         figure.clear()
         loss, other = figure.subplots(2, 1, sharex=True)
-        for axes, column, colour, factor, label in (
-            (loss, "loss", TARGET, 1.0, "loss"), (other, share, REFERENCE, 100.0, "%")
+        for axes, column, colour, factor in (
+            (loss, "loss", TARGET, 1.0), (other, share, REFERENCE, 100.0)
         ):  # fmt: skip
             found = zip(series.step, series.values.get(column, ()), strict=False)
             held = [(x, factor * y) for x, y in found if y is not None]
             axes.plot([x for x, _ in held], [y for _, y in held], color=colour, linewidth=1.3)
-            axes.set_ylabel(label)
             axes.grid(axis="y", color=LINE, linewidth=0.6)
             axes.locator_params(axis="y", nbins=4)
         loss.set_title("loss", loc="left", fontsize=8.5)
-        other.set_title(name, loc="left", fontsize=8.5)
+        other.set_title(f"{name}, %", loc="left", fontsize=8.5)
         other.set_xlabel(unit)
         return svg(figure, key, f"Loss and {name} over {series.step[-1]} {unit}")

@@ -49,7 +49,12 @@ def render(values: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "count": _count, "real": runs.real}
+    environment.filters |= {
+        "percent": _percent,
+        "count": _count,
+        "real": runs.real,
+        "short": _short,
+    }
     return environment.get_template(TEMPLATE).render(values)
 
 
@@ -98,6 +103,7 @@ def _first_screen(
         "making": making.making_facts(evidence, source, graph, sum(neurons.values()) or None),
         "accuracies": rows,
         "accuracy_figure": accuracy.accuracy_figure(rows),
+        "tiles": targets.tiles(rows, placed, verdicts),
         "edge": targets.edge_facts(bundle, graph, verdicts),
         "chip": [*chip, *targets.spikes_fact(verdicts)] if chip else [],
         "cores": placed,
@@ -162,3 +168,7 @@ def _percent(value: float | None, digits: int = 2) -> str:
 
 def _count(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"

@@ -223,7 +223,12 @@ def _summary(session: Session, seconds: float) -> dict[str, Any]:
         "name": recipe.name,
         "method": method(recipe),
         "seed": recipe.run.seed,
-        "teacher": {"family": recipe.teacher.family, "sha256": recipe.teacher.sha256},
+        "teacher": {
+            "family": recipe.teacher.family,
+            "sha256": recipe.teacher.sha256,
+            "parameters": _size(session.teacher),
+        },
+        "student_parameters": _size(session.student),
         "T": recipe.student.T,
         **estimate(recipe),
         "pool_images": len(session.pool),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import shutil
@@ -91,17 +92,14 @@ def _copy_run(run: Path, folder: Path) -> None:
         summary = read_json(run / known.SUMMARY)
         known.check_facts(summary, run / known.SUMMARY, known.Summary, InputError)
         write_json(folder / known.SUMMARY, summary)
-    curve = _curve(run / METRICS, recipe)
+    curve = _curve(run / METRICS)
     if curve:
         write_json(folder / known.CURVE, curve)
     _copy_pool(run, recipe, folder)
 
 
-def _curve(path: Path, recipe: Mapping[str, Any]) -> Json:
-    """Return per phase the logged columns, thinned; {} where nothing was logged.
-
-    A line says its step in its epoch; epochs of a phase have equally many.
-    """
+def _curve(path: Path) -> Json:
+    """Return per phase the logged columns, thinned; {} where nothing was logged."""
     rows: dict[str, list[Json]] = {phase: [] for phase in COLUMNS}
     for number, line in enumerate(_lines(path), 1):
         try:
@@ -117,12 +115,15 @@ def _lines(path: Path) -> Sequence[str]:
 
 
 def _series(rows: Sequence[Json], columns: Sequence[str]) -> Json:
-    length = 1 + max(step for _, step in (row["place"] for row in rows))
-    first = min(epoch for epoch, _ in (row["place"] for row in rows))
+    """Return columns of lines that say epoch and step in it; the last step of each is logged."""
+    lengths: dict[int, int] = {}
+    for epoch, step in (row["place"] for row in rows):
+        lengths[epoch] = max(lengths.get(epoch, 0), step + 1)
+    before = dict(zip(lengths, itertools.accumulate(lengths.values(), initial=0), strict=False))
     kept = sorted({round(i) for i in np.linspace(0, len(rows) - 1, min(POINTS, len(rows)))})
     thin = [rows[index] for index in kept]
     return {
-        "step": [(row["place"][0] - first) * length + row["place"][1] + 1 for row in thin],
+        "step": [before[row["place"][0]] + row["place"][1] + 1 for row in thin],
         "values": {name: [row.get(name) for row in thin] for name in columns},
     }
 

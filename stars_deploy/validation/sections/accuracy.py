@@ -56,8 +56,10 @@ def steps_figure(training: Training | None) -> Markup | None:
 
 
 def accuracy_figure(rows: Sequence[Json]) -> Markup | None:
-    """Return the rows as dots with their intervals; None where nothing is known."""
-    return accuracy_chart(rows, "accuracy") if rows else None
+    """Return dots with intervals of what saw most images: fewer would not be comparable."""
+    most = max((row["n"] for row in rows), default=0)
+    shown = [row for row in rows if row["n"] == most]
+    return accuracy_chart(shown, "interval") if shown else None
 
 
 def _of_run(run: Json) -> list[tuple[str, Json]]:

@@ -20,7 +20,7 @@ MOST_CHIPS, MOST_CORES = 16, 1024  # drawn on the page; `check --picture` draws 
 CELL = 22.0  # SVG units a core
 RESOURCE_TITLES = {
     "neurons": "neurons",
-    "synaptic_memory_bit": "synaptic memory, bits",
+    "synaptic_memory_bit": "bits of synaptic memory",
     "input_axons": "input axons",
     "output_axons": "output axons",
 }

@@ -47,9 +47,9 @@ def headline(evidence: Evidence, source: Mapping[str, Any], graph: nir.NIRGraph)
     method = summary.method or source.get("method")
     if not method:
         return f"{network}; how it was trained is not known."
-    family = f" {summary.teacher.family} network" if summary.teacher.family else " teacher"
-    free = " without any data" if summary.data == "none" else ""
-    return f"{network}, distilled from a{family}{free}: {method}."
+    family = f" of family {summary.teacher.family}" if summary.teacher.family else ""
+    free = "without any data " if summary.data == "none" else ""
+    return f"{network}, distilled {free}from an ANN{family}: {method}."
 
 
 def weights_of(graph: nir.NIRGraph) -> int:
@@ -104,7 +104,7 @@ def class_name(classes: Sequence[str], index: int) -> str:
 
 def _strip_width(synthetic: Synthetic, label: int) -> int:
     """Return CSS pixels: images of at least 42 a side, whatever their own size."""
-    side, count = synthetic.images.shape[3], int((synthetic.labels == label).sum())
+    side, count = int(synthetic.images.shape[3]), int((synthetic.labels == label).sum())
     scale = max(1, round(42 / side))
     return scale * (count * (side + 1) - 1)
 
@@ -168,8 +168,13 @@ def _time(summary: Summary) -> str:
     place = summary.device or "device not known"
     if summary.processor:
         place += f" ({summary.processor}"
-        place += f", {summary.threads} threads)" if summary.threads else ")"
+        place += f", {threads(summary.threads)})" if summary.threads else ")"
     return f"{duration(summary.wall_time_s)} on {place}"
+
+
+def threads(count: int) -> str:
+    """Return a number of threads in words."""
+    return f"{count} thread{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ import tomli_w
 from stars_deploy.config.recipe import Recipe, find_recipe, load_recipe, parse_recipe
 from stars_deploy.errors import RecipeError
 from stars_deploy.validation.evidence import RECIPE, Evidence
+from stars_deploy.validation.sections.making import threads
 
 OPTIONS = {"synthesis.method": "--method", "run.seed": "--seed", "run.device": "--device"}
 RUN, TEACHER = "run", "teacher.safetensors"
@@ -53,6 +54,7 @@ def distill_command(recipe: Mapping[str, Any]) -> str | None:
             return None
         base = load_recipe(name)
         changes = _changes(base.resolved(), wanted.resolved())
+        changes.setdefault("run.seed", str(wanted.run.seed))
         if _same(load_recipe(name, [f"{key}={text}" for key, text in changes.items()]), wanted):
             return shlex.join([*_words(name, changes), "--out", RUN])
     except (RecipeError, KeyError):
@@ -86,14 +88,13 @@ def hardware_facts(evidence: Evidence) -> list[tuple[str, str]]:
         facts.append(("Distilled on", ", ".join(value for value in values if value)))
     if training is not None:
         known = training.hardware
-        threads = known.get("threads")
-        values = (training.device, known.get("processor"), _threads(threads))
-        facts.append(("Evaluated on", ", ".join(str(value) for value in values if value)))
+        found = (training.device, known.get("processor"), _threads(known.get("threads")))
+        facts.append(("Evaluated on", ", ".join(str(value) for value in found if value)))
     return facts
 
 
 def _threads(count: int | str | None) -> str | None:
-    return None if not count else f"{count} thread{'s' if str(count) != '1' else ''}"
+    return threads(int(count)) if count else None
 
 
 def _step(title: str, *lines: str, note: str = "") -> Json:
@@ -112,8 +113,8 @@ def _distill(name: str, evidence: Evidence) -> Json | None:
         notes.append(f"{TEACHER} is the file with sha256 {digest}." if digest else "")
     if summary is not None and summary.threads:
         notes.append(
-            f"Equal to the last bit on the same kind of processor with {summary.threads} thread"
-            f"{'s' if summary.threads > 1 else ''} (run.threads, OMP_NUM_THREADS)."
+            "Equal to the last bit on the same kind of processor with "
+            f"{threads(summary.threads)} (run.threads, OMP_NUM_THREADS)."
         )
     return _step("Distil", line, note=" ".join(note for note in notes if note))
 
@@ -128,7 +129,8 @@ def _evaluate(evidence: Evidence) -> Json | None:
         note = f"{data} is the data set's file or folder."
     line = shlex.join(["stars-deploy", "evaluate", RUN, "--data", data])
     if training.teacher_accuracy is not None:
-        note = f"{note} The teacher's accuracy was measured on the same images.".strip()
+        known = "The teacher was measured on the same images, as stars-deploy demo does."
+        note = f"{note} {known}".strip()
     return _step("Measure the student", line, note=note)
 
 

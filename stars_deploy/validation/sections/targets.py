@@ -11,6 +11,8 @@ import nir
 from stars_deploy.graph.geometry import input_shape
 from stars_deploy.graph.metadata import metadata_of
 
+#: Engines that must equal the integer engine spike for spike.
+EXACT = ("lava", "hardware", "recorded")
 Fact = tuple[str, str]
 Json = dict[str, Any]
 
@@ -49,7 +51,7 @@ def chip_facts(cores: Json | None, profile: str | None, runs: Sequence[Json]) ->
         ]
     for run in runs:
         name = run["engine"]["name"]
-        if name == "integer" or name.startswith(("lava", "hardware", "recorded")):
+        if name == "integer" or name.startswith(EXACT):
             facts.append((f"{name} {run['engine']['version']}", _agreement(run)))
     total = next((row for run in runs for row in run["energy"] if row["name"] == "total"), None)
     if total is not None:
@@ -71,7 +73,36 @@ def size_of(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
+def tiles(accuracies: Sequence[Json], cores: Json | None, runs: Sequence[Json]) -> list[Json]:
+    """Return the few numbers that stand first: accuracies on most images, Lava, cores."""
+    most = max((row["n"] for row in accuracies), default=0)
+    found = [
+        {
+            "label": row["label"],
+            "value": f"{100 * row['value']:.2f} %",
+            "note": f"{100 * row['low']:.1f} to {100 * row['high']:.1f} %, {row['kind']}",
+        }
+        for row in accuracies
+        if row["n"] == most
+    ]
+    found += [_exact(run) for run in runs if run["engine"]["name"].startswith(EXACT)]
+    if cores is not None and cores["absent"] is None and cores["available"]:
+        value = f"{cores['cores']} of {cores['available']}"
+        found.append({"label": "Cores", "value": value, "note": cores["profile"]})
+    return found
+
+
+def _exact(run: Json) -> Json:
+    note = f"spikes differ from {run['reference']['engine']}, {run['n']:,} images"
+    label = f"{run['engine']['name']} {run['engine']['version']}"
+    differing = sum(layer["mismatches"] or 0 for layer in run["layers"])
+    return {"label": label, "value": f"{differing:,}", "note": note}
+
+
 def _agreement(run: Mapping[str, Any]) -> str:
+    if not run["engine"]["name"].startswith((*EXACT, "onnx")) and run["agreement"] is not None:
+        share = f"{100 * run['agreement']:.2f} % equal predictions"
+        return f"{run['verdict']}, {run['n']:,} images, {share}"
     found = [layer["mismatches"] for layer in run["layers"] if layer["mismatches"] is not None]
     text = f"{run['verdict']}, {run['n']:,} images"
     if found:
