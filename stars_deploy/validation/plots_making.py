@@ -18,6 +18,7 @@ from stars_deploy.validation.figures import (
     new_figure,
     svg,
 )
+from stars_deploy.validation.sections.accuracy import TEACHER
 
 Row = Mapping[str, Any]
 
@@ -27,7 +28,7 @@ def accuracy_chart(rows: Sequence[Row], key: str) -> Markup:
     with rc_context(STYLE):
         figure, axes = new_figure(0.55 + 0.36 * len(rows))
         for index, row in enumerate(rows):
-            colour = MUTED if row["label"].startswith("Teacher") else REFERENCE
+            colour = MUTED if row["label"] == TEACHER else REFERENCE
             axes.plot([100 * row["low"], 100 * row["high"]], [index] * 2, color=colour, linewidth=2)
             axes.plot(100 * row["value"], index, "o", color=colour, markersize=6)
             said = f"{100 * row['value']:.2f} %"

@@ -16,7 +16,16 @@ from stars_deploy.targets.bundle import Golden, read_golden
 from stars_deploy.validation.document import all_runs
 from stars_deploy.validation.evidence import PICTURE, Evidence, read_evidence
 from stars_deploy.validation.plots import data_uri, image_grid, raster
-from stars_deploy.validation.sections import accuracy, cores, layers, making, repeat, runs, targets
+from stars_deploy.validation.sections import (
+    accuracy,
+    cores,
+    layers,
+    making,
+    pictures,
+    repeat,
+    runs,
+    targets,
+)
 
 Json = dict[str, Any]
 TEMPLATE = "report.html.j2"
@@ -66,14 +75,14 @@ def context(
     evidence, golden = read_evidence(bundle), read_golden(bundle / "golden.npz")
     verdicts = all_runs(validation)
     return {
-        "title": title_of(manifest["source"]),
+        "title": making.title_of(manifest["source"]),
         "manifest": manifest,
         "validation": validation,
         **runs.verdict(verdicts),
         **_first_screen(bundle, graph, manifest, evidence, verdicts, profile),
         **_making(bundle, graph, evidence),
         **_behaviour(graph, golden, evidence),
-        "steps_figure": accuracy.steps_figure(evidence.training),
+        "steps_figure": pictures.steps_figure(evidence.training),
         "runs": [runs.with_figures(run, index) for index, run in enumerate(verdicts)],
         "not_run": runs.never_run(verdicts),
         "findings": runs.findings(verdicts),
@@ -82,11 +91,6 @@ def context(
         "versions": repeat.version_table(evidence, verdicts),
         "facts": [*repeat.hardware_facts(evidence), *_facts(manifest, verdicts)],
     }
-
-
-def title_of(source: Mapping[str, Any]) -> str:
-    """Return what to call a bundle: its recipe, or else its source."""
-    return str(source.get("recipe") or source.get("name") or "network")
 
 
 def _first_screen(
@@ -102,7 +106,7 @@ def _first_screen(
         "headline": making.headline(evidence, source, graph),
         "making": making.making_facts(evidence, source, graph, sum(neurons.values()) or None),
         "accuracies": rows,
-        "accuracy_figure": accuracy.accuracy_figure(rows),
+        "accuracy_figure": pictures.accuracy_figure(rows),
         "tiles": targets.tiles(rows, placed, verdicts),
         "edge": targets.edge_facts(bundle, graph, verdicts),
         "chip": [*chip, *targets.spikes_fact(verdicts)] if chip else [],
@@ -111,11 +115,11 @@ def _first_screen(
 
 
 def _making(bundle: Path, graph: nir.NIRGraph, evidence: Evidence) -> Json:
-    rows = making.synthetic_rows(evidence.synthetic, metadata_of(graph).classes)
+    rows = pictures.synthetic_rows(evidence.synthetic, metadata_of(graph).classes)
     picture = bundle / PICTURE
     whole = data_uri(picture.read_bytes()) if picture.is_file() and not rows else None
     return {
-        "curves": making.curve_figures(evidence.curve),
+        "curves": pictures.curve_figures(evidence.curve),
         "synthetic": rows,
         "synthetic_picture": whole,
     }

@@ -1,4 +1,4 @@
-"""How the student was made: in words, as a curve, and the images it learned from."""
+"""How the student was made, in words."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import numpy as np
 
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.order import spiking_nodes
-from stars_deploy.validation.evidence import Curve, Evidence, Summary, Synthetic
-from stars_deploy.validation.plots import image_grid
-from stars_deploy.validation.plots_making import curve_chart
+from stars_deploy.validation.evidence import Evidence, Summary
 
 UNKNOWN = "not known"
-GAP_SCALE = 1  # the page enlarges pixels
 Fact = tuple[str, str]
 Json = dict[str, Any]
+
+
+def title_of(source: Mapping[str, Any]) -> str:
+    """Return what to call a bundle: its recipe, or else its source."""
+    return str(source.get("recipe") or source.get("name") or "network")
 
 
 def making_facts(
@@ -59,58 +61,9 @@ def weights_of(graph: nir.NIRGraph) -> int:
     return sum(int(np.asarray(array).size) for array in arrays if array is not None)
 
 
-def curve_figures(curve: Curve | None) -> list[Json]:
-    """Return the curves of both phases, those that were logged."""
-    if curve is None:
-        return []
-    phases = (
-        ("kd", curve.kd, "Distillation", "student updates", "agreement", "agreement with teacher"),
-        ("synthesis", curve.synthesis, "Synthesis", "synthesis steps", "teacher_hits",
-         "images the teacher puts in their class"),
-    )  # fmt: skip
-    return [
-        {
-            "title": title,
-            "figure": curve_chart(series, unit, share, name, f"curve-{key}"),
-            "last": _last(series.values.get(share, ())),
-            "share": name,
-            "steps": series.step[-1],
-            "unit": unit,
-        }
-        for key, series, title, unit, share, name in phases
-        if series is not None and len(series.step) > 1
-    ]
-
-
-def synthetic_rows(synthetic: Synthetic | None, classes: Sequence[str]) -> list[Json]:
-    """Return a strip of images per class that they were made for."""
-    if synthetic is None:
-        return []
-    return [
-        {
-            "name": class_name(classes, int(label)),
-            "count": int((synthetic.labels == label).sum()),
-            "strip": image_grid(synthetic.images[synthetic.labels == label], GAP_SCALE),
-            "width": _strip_width(synthetic, int(label)),
-        }
-        for label in np.unique(synthetic.labels)
-    ]
-
-
 def class_name(classes: Sequence[str], index: int) -> str:
     """Return the name of a class, or its number."""
     return classes[index] if 0 <= index < len(classes) else f"class {index}"
-
-
-def _strip_width(synthetic: Synthetic, label: int) -> int:
-    """Return CSS pixels: images of at least 42 a side, whatever their own size."""
-    side, count = int(synthetic.images.shape[3]), int((synthetic.labels == label).sum())
-    scale = max(1, round(42 / side))
-    return scale * (count * (side + 1) - 1)
-
-
-def _last(values: Sequence[float | None]) -> float | None:
-    return next((value for value in reversed(values) if value is not None), None)
 
 
 def _teacher(summary: Summary, source: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> str:
