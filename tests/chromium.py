@@ -138,7 +138,7 @@ class Chromium:
     def messages(self) -> list[str]:
         """Return what the page wrote to the console since it was opened, errors included."""
         kinds = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
-        return [json.dumps(x["params"])[:300] for x in self.events if x.get("method") in kinds]
+        return [json.dumps(x["params"])[:2000] for x in self.events if x.get("method") in kinds]
 
     def requests(self) -> list[str]:
         """Return every address the page asked for since it was opened, itself included."""

@@ -118,7 +118,7 @@ def _limits(manifest: Json, evidence: Evidence) -> str:
     lines = [
         "## Intended use and limits\n",
         "For classifying images like those the teacher was trained on, and for studying spiking "
-        "networks on the targets above. It learned from the teacher alone, and errs where the teacher "
+        "networks on the targets above. It learned from the teacher alone, and errs where that "
         "does, and more often.\n",
         "- `simulated` numbers were computed by an engine on a computer, `modeled` ones by a "
         "formula; only `measured` ones come from the device they name.",

@@ -83,7 +83,7 @@ def context(
         **_making(bundle, graph, evidence),
         **_behaviour(graph, golden, evidence),
         "steps_figure": pictures.steps_figure(evidence.training),
-        "runs": [runs.with_figures(run, index) for index, run in enumerate(verdicts)],
+        "runs": [runs.with_figures(run) for run in verdicts],
         "not_run": runs.never_run(verdicts),
         "findings": runs.findings(verdicts),
         "energy": next((run["energy"] for run in verdicts if run["energy"]), []),
@@ -145,7 +145,7 @@ def _example(golden: Golden, classes: Sequence[str]) -> Json:
         "source": golden.source,
         "engine": engine,
         "image": image_grid(golden.images[index : index + 1], THUMBNAIL_SCALE),
-        "raster": raster(spikes, "raster"),
+        "raster": raster(spikes),
         "label": making.class_name(classes, label) if label >= 0 else None,
         "predicted": making.class_name(classes, int(np.argmax(golden.logits[engine][index]))),
     }

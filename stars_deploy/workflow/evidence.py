@@ -134,7 +134,7 @@ def _copy_pool(run: Path, recipe: Mapping[str, Any], folder: Path) -> None:
 
     state = checkpoint.load(run)
     pool = state["session"]["pool"] if state is not None else {}
-    if not len(pool.get("images", ())):
+    if not len(pool.get("images", ())) or "labels" not in pool:
         return
     images, labels = np.asarray(pool["images"]), np.asarray(pool["labels"], np.int64)
     chosen: list[int] = []

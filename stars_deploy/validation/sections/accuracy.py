@@ -12,7 +12,6 @@ ENGINE_TITLES = {
     "float": "Float graph",
     "integer": "Integer parameters",
     "onnx": "ONNX model",
-    "onnx-int8": "ONNX model, 8-bit weights",
     "lava-fixed_pt": "Lava",
 }
 TEACHER, STUDENT = "Teacher (ANN)", "Spiking student, in training"
@@ -69,6 +68,6 @@ def row_of(label: str, value: float, n: int, kind: str, data: str, where: str) -
     """Return an accuracy with its interval."""
     low, high = wilson(round(value * n), n)
     return {
-        "label": label, "value": value, "low": low, "high": high, "n": n, "kind": kind, "data": data,
-        "where": where,
+        "label": label, "value": value, "low": low, "high": high, "n": n, "kind": kind,
+        "data": data, "where": where,
     }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stars_deploy.validation.plots import rates_chart, spikes_chart
+from stars_deploy.validation.bars import rates_chart, spikes_chart
 
 Json = dict[str, Any]
 
@@ -27,7 +27,7 @@ def _summary(runs: Sequence[Json], failed: Sequence[Json]) -> str:
     return f"Every engine that was run agrees with its reference: {names}."
 
 
-def with_figures(run: Json, index: int) -> Json:
+def with_figures(run: Json) -> Json:
     """Return a verdict with its figures, and its texts in words."""
     layers = run["layers"]
     reference = _reference_name(run["reference"])
@@ -37,8 +37,8 @@ def with_figures(run: Json, index: int) -> Json:
     return {
         **run,
         "reference_name": reference,
-        "spikes_chart": spikes_chart(layers, reference, name, f"bars{index}"),
-        "rates_chart": rates_chart(layers, f"rates{index}"),
+        "spikes_chart": spikes_chart(layers, reference, name),
+        "rates_chart": rates_chart(layers),
         "tolerances_text": ", ".join(shown) + f" ({tolerances['source']})",
     }
 
