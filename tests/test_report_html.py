@@ -296,7 +296,7 @@ def test_training_without_spikes_and_a_picture(tmp_path):
     assert "87.65 %" in page and "float against training (cpu)" in page
     assert "data:image/png;base64,iVBORw==" in page
     card = card_text(path, graph, document)
-    assert "| Spiking student, in training | 87.65 % | 86.14 to 89.02 % | 2000 |" in card
+    assert "| Student in training | 87.65 % | 86.14 to 89.02 % | 2000 |" in card
 
 
 # ---- card --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ ENGINE_TITLES = {
     "onnx": "ONNX model",
     "lava-fixed_pt": "Lava",
 }
-TEACHER, STUDENT = "Teacher (ANN)", "Spiking student, in training"
+TEACHER, STUDENT = "Teacher (ANN)", "Student in training"
 Json = dict[str, Any]
 
 
