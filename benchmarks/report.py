@@ -1,6 +1,6 @@
 """How long report.html takes and how large it is, for bundles that were validated.
 
-    python benchmarks/report.py demo/bundle [BUNDLE ...]
+python benchmarks/report.py demo/bundle [BUNDLE ...]
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def test_layers_are_counted_and_predicted_by_hand():
 
 
 def test_silent_and_always_firing_neurons_are_shares_of_neurons():
-    current = np.broadcast_to(np.array([0.0, 9.0, 1.5]), (4, 2, 3))
+    current = np.broadcast_to(np.array([0.0, 9.0, 1.1]), (4, 2, 3))
     trace = run_neurons(LIF, current, 4, DT, True)
     row = module._layer(LIF, trace.output, trace.margins, DT)
     assert row["neurons_silent"] == row["neurons_always"] == pytest.approx(1 / 3)

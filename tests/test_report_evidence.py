@@ -286,7 +286,7 @@ def test_profile_that_is_not_at_hand_is_said(lowered, tmp_path):
 
 def test_recipe_of_another_version_is_shown_all_the_same(tmp_path):
     path, graph = write_folder(tmp_path / "bundle")
-    recipe = {"name": "fashion-mnist", "later": {"key": 1}, "teacher": {"sha256": "ab"}}
+    recipe = {"name": "fashion-mnist", "later": {"key": 1}, "teacher": "x", "neuron": ["lif"]}
     (path / "recipe.toml").write_text(tomli_w.dumps(recipe))
     text = text_of(report_html(path, graph, verdict()))
     assert "stars-deploy distill bundle/recipe.toml --weights teacher.safetensors" in text

@@ -14,7 +14,7 @@ from stars_deploy.graph.geometry import input_shape
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.order import spiking_nodes
 from stars_deploy.validation.document import all_runs
-from stars_deploy.validation.evidence import Evidence, read_evidence
+from stars_deploy.validation.evidence import Evidence, read_evidence, section
 from stars_deploy.validation.sections.accuracy import TEACHER, accuracy_rows
 from stars_deploy.validation.sections.making import making_facts, title_of
 from stars_deploy.validation.sections.repeat import commands
@@ -80,7 +80,7 @@ def _results(rows: Sequence[Json], evidence: Evidence) -> list[Json]:
     """Return the results of a model index: of this network on the most images that were used."""
     most = max(row["n"] for row in rows)
     own = [row for row in rows if row["n"] == most and row["label"] != TEACHER]
-    data = str((evidence.recipe or {}).get("data", {}).get("name", ""))
+    data = str(section(evidence.recipe, "data").get("name", ""))
     return [
         {
             "task": {"type": "image-classification"},

@@ -162,6 +162,12 @@ def read_evidence(folder: Path) -> Evidence:
     )
 
 
+def section(recipe: Mapping[str, Any] | None, name: str) -> Mapping[str, Any]:
+    """Return a section of a recipe; empty where there is none, whatever version wrote it."""
+    found = (recipe or {}).get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
 def check_facts(document: Any, path: Path, kind: type[M], error: type[InputError]) -> M:
     """Return the facts in `document`, read from `path`; `error` names the first wrong key."""
     try:

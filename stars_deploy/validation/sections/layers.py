@@ -84,7 +84,7 @@ def _currents_picture(point: LayerPoint) -> Markup:
 
 
 def _place(histogram: Histogram, value: float) -> float:
-    return BAR * (value - histogram.start) / (histogram.end - histogram.start)
+    return BAR * (value - histogram.start) / max(histogram.end - histogram.start, 1e-12)
 
 
 def _picture(label: str, content: str) -> Markup:

@@ -10,7 +10,7 @@ import numpy as np
 
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.order import spiking_nodes
-from stars_deploy.validation.evidence import Evidence, Summary
+from stars_deploy.validation.evidence import Evidence, Summary, section
 
 UNKNOWN = "not known"
 Fact = tuple[str, str]
@@ -72,7 +72,7 @@ def _teacher(summary: Summary, source: Mapping[str, Any], recipe: Mapping[str, A
     if family is None and digest is None:
         return UNKNOWN
     parts = [f"ANN, family {family}" if family else "ANN"]
-    channels = ((recipe or {}).get("teacher", {}).get("args") or {}).get("channels")
+    channels = section(section(recipe, "teacher"), "args").get("channels")
     if isinstance(channels, list):
         parts.append(f"channels {'-'.join(map(str, channels))}")
     if summary.teacher.parameters is not None:
@@ -84,7 +84,7 @@ def _teacher(summary: Summary, source: Mapping[str, Any], recipe: Mapping[str, A
 
 def _student(graph: nir.NIRGraph, neurons: int | None, recipe: Mapping[str, Any] | None) -> str:
     parts = []
-    architecture = (recipe or {}).get("student", {}).get("architecture")
+    architecture = section(recipe, "student").get("architecture")
     if architecture:
         twin = architecture == "twin"
         parts.append("the teacher's twin" if twin else f"family {architecture}")
@@ -92,7 +92,7 @@ def _student(graph: nir.NIRGraph, neurons: int | None, recipe: Mapping[str, Any]
     if neurons is not None:
         parts.append(f"{neurons:,} neurons")
     parts.append(f"{weights_of(graph):,} weights and biases")
-    neuron = (recipe or {}).get("neuron", {})
+    neuron = section(recipe, "neuron")
     if "model" in neuron:
         parts.append(f"{str(neuron['model']).upper()} tau {neuron.get('tau')} V_th "
                      f"{neuron.get('v_threshold')}")  # fmt: skip

@@ -12,7 +12,7 @@ import tomli_w
 
 from stars_deploy.config.recipe import Recipe, find_recipe, load_recipe, parse_recipe
 from stars_deploy.errors import RecipeError
-from stars_deploy.validation.evidence import RECIPE, Evidence
+from stars_deploy.validation.evidence import RECIPE, Evidence, section
 from stars_deploy.validation.sections.making import threads
 
 OPTIONS = {"synthesis.method": "--method", "run.seed": "--seed", "run.device": "--device"}
@@ -109,7 +109,7 @@ def _distill(name: str, evidence: Evidence) -> Json | None:
     notes = []
     if line is None:
         line = f"stars-deploy distill {name}/{RECIPE} --weights {TEACHER} --out {RUN}"
-        digest = recipe.get("teacher", {}).get("sha256")
+        digest = section(recipe, "teacher").get("sha256")
         notes.append(f"{TEACHER} is the file with sha256 {digest}." if digest else "")
     if summary is not None and summary.threads:
         notes.append(
@@ -137,8 +137,7 @@ def _evaluate(evidence: Evidence) -> Json | None:
 def _export(name: str, evidence: Evidence) -> Json | None:
     if evidence.export is None:
         return None
-    words = shlex.split(evidence.export.command)
-    return _step("Export", shlex.join([*words[:-1], name]) if words[-2:-1] == ["--out"] else "")
+    return _step("Export", evidence.export.command.removesuffix(" bundle") + f" {name}")
 
 
 def _same(recipe: Recipe, wanted: Recipe) -> bool:
