@@ -1,5 +1,6 @@
 """The report and the card: self-contained, valid, escaped, and true to validation.json."""
 
+import colorsys
 import itertools
 import json
 import re
@@ -246,6 +247,20 @@ def test_texts_have_contrast_in_both_schemes(page):
     for scheme in schemes:
         for ink, back in pairs:
             assert contrast(scheme[ink], scheme[back]) >= 4.5, (ink, back)
+
+
+def test_numbers_of_cores_have_contrast_on_every_hue(page):
+    blocks = re.findall(r":root \{(.*?)\}", page, re.DOTALL)
+    assert len(blocks) == 3  # light, dark, print
+    for block in blocks:
+        ink = re.search(r"--core-ink: (#[0-9a-f]{6})", block)[1]
+        for name in ("core", "core-back"):
+            share = re.search(rf"--{name}: (\d+)% (\d+)%", block)
+            saturation, light = (int(value) / 100 for value in share.groups())
+            for hue in range(0, 360, 5):
+                rgb = colorsys.hls_to_rgb(hue / 360, light, saturation)
+                back = "#" + "".join(f"{round(255 * x):02x}" for x in rgb)
+                assert contrast(ink, back) >= 4.5, (name, hue)
 
 
 def test_failed_page_says_so_first(folder):

@@ -45,7 +45,7 @@ def distill_command(recipe: Mapping[str, Any]) -> str | None:
     """Return a distill command with the packaged recipe and what was changed in it.
 
     None where no packaged recipe of that name, with changes on the command line, is exactly
-    `recipe`; weights of another teacher than the packaged one are a change too.
+    `recipe`, or the teacher is not the packaged one.
     """
     try:
         name = str(recipe["name"])
@@ -55,6 +55,8 @@ def distill_command(recipe: Mapping[str, Any]) -> str | None:
         base = load_recipe(name)
         changes = _changes(base.resolved(), wanted.resolved())
         changes.setdefault("run.seed", str(wanted.run.seed))
+        if any(key.startswith("teacher.") for key in changes):
+            return None  # its weights are needed, so the bundle's recipe is as good
         if _same(load_recipe(name, [f"{key}={text}" for key, text in changes.items()]), wanted):
             return shlex.join([*_words(name, changes), "--out", RUN])
     except (RecipeError, KeyError):
