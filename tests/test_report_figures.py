@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 from test_report_html import HOSTILE, layer
 
+from stars_deploy.targets.bundle import Golden
 from stars_deploy.validation.bars import rates_chart, short, spikes_chart, ticks
 from stars_deploy.validation.evidence import Series
 from stars_deploy.validation.plots import raster
 from stars_deploy.validation.plots_making import accuracy_chart, curve_chart
-from stars_deploy.validation.sections.layers import _levels_picture
+from stars_deploy.validation.sections.layers import _levels_picture, layer_rows
 
 
 def widths(figure, colour):
@@ -74,6 +75,17 @@ def test_levels_fill_their_bar_in_order():
         (0, 80, 0), (80, 40, 0.5), (120, 40, 1),
     ]  # fmt: skip
     assert "50 % 0, 25 % 1, 25 % 2" in figure
+
+
+def test_layers_stand_in_the_order_of_the_network():
+    order = ["lif1", "lif2", "lif10"]
+    spikes = {name: np.zeros((2, 1, 4), np.uint8) for name in sorted(order)}
+    spikes["lif2"][0, 0, :2] = 1
+    golden = Golden(np.zeros((1, 1, 2, 2), np.uint8), np.zeros(1, np.int64), "random",
+                    {}, {"float": spikes})  # fmt: skip
+    rows = layer_rows(golden, None, order)
+    assert [row["name"] for row in rows] == order
+    assert [row["rate"] for row in rows] == [0, 0.25, 0] and rows[1]["silent"] == 0.5
 
 
 def test_raster_has_a_pixel_per_step_and_neuron():

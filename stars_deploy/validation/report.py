@@ -12,6 +12,7 @@ import numpy as np
 from stars_deploy.config.profile import Profile
 from stars_deploy.files import read_json
 from stars_deploy.graph.metadata import metadata_of
+from stars_deploy.graph.order import spiking_nodes
 from stars_deploy.targets.bundle import Golden, read_golden
 from stars_deploy.validation.document import all_runs
 from stars_deploy.validation.evidence import PICTURE, Evidence, read_evidence
@@ -127,17 +128,18 @@ def _making(bundle: Path, graph: nir.NIRGraph, evidence: Evidence) -> Json:
 
 def _behaviour(graph: nir.NIRGraph, golden: Golden, evidence: Evidence) -> Json:
     return {
-        "layers": layers.layer_rows(golden, evidence.operating),
+        "layers": layers.layer_rows(golden, evidence.operating, spiking_nodes(graph)),
         "operating": layers.thresholds_of(evidence.operating),
         "golden": {"count": len(golden.images), "source": golden.source},
-        "example": _example(golden, metadata_of(graph).classes),
+        "example": _example(golden, graph),
     }
 
 
-def _example(golden: Golden, classes: Sequence[str]) -> Json:
+def _example(golden: Golden, graph: nir.NIRGraph) -> Json:
     engine = "integer" if "integer" in golden.spikes else "float"
     index = 0
-    spikes = {node: train[:, index] for node, train in golden.spikes[engine].items()}
+    recorded, classes = golden.spikes[engine], metadata_of(graph).classes
+    spikes = {node: recorded[node][:, index] for node in spiking_nodes(graph)}
     label = int(golden.labels[index])
     return {
         "number": index + 1,

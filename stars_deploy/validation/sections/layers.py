@@ -16,14 +16,18 @@ BAR, HEIGHT = 160.0, 18.0  # of a small picture in a table, SVG units
 Json = dict[str, Any]
 
 
-def layer_rows(golden: Golden, operating: OperatingPoint | None) -> list[Json]:
+def layer_rows(
+    golden: Golden, operating: OperatingPoint | None, order: Sequence[str]
+) -> list[Json]:
     """Return a row per spiking layer: spikes of golden images, and currents where they are known.
+
+    `order` names the layers as the network has them; an npz has them by name.
 
     `levels` holds the shares of neurons and images with 0, 1, .. T spikes.
     """
     points = {layer.name: layer for layer in operating.layers} if operating else {}
     spikes = golden.spikes["float"]
-    return [_row(name, train, points.get(name)) for name, train in spikes.items()]
+    return [_row(name, spikes[name], points.get(name)) for name in order]
 
 
 def _row(name: str, train: np.ndarray[Any, Any], point: LayerPoint | None) -> Json:

@@ -67,8 +67,9 @@ def class_name(classes: Sequence[str], index: int) -> str:
 
 
 def _teacher(summary: Summary, source: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> str:
-    family = summary.teacher.family
-    digest = summary.teacher.sha256 or source.get("teacher_sha256")
+    planned = section(recipe, "teacher")
+    family = summary.teacher.family or planned.get("family")
+    digest = summary.teacher.sha256 or source.get("teacher_sha256") or planned.get("sha256")
     if family is None and digest is None:
         return UNKNOWN
     parts = [f"ANN, family {family}" if family else "ANN"]
