@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 DEMO ?= demo
 
-.PHONY: install lava demo test test-all check bench clean
+.PHONY: install lava demo test test-browser test-all check bench clean
 
 install: .venv/.ready
 
@@ -25,7 +25,11 @@ demo: lava
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: lava
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not browser"
+
+# Report pages in a headless Chromium, which a bare machine lacks: apt-get install chromium.
+test-browser: install
+	$(BIN)/python -m pytest -m browser
 
 test-all: lava
 	$(PYTEST)

@@ -32,7 +32,7 @@ def test_bundle_holds_every_documented_file(bundle):
         "manifest.json", "graph.nir", "golden.npz", "model.onnx", "model_step.onnx",
         "loihi/network.json", "loihi/network.npz", "loihi/network.net", "card.md",
         "run_lava.py", "run_onnx.py", "requirements-lava.txt", "requirements-onnx.txt",
-        "hil/hil_run.py", "hil/README.md",
+        "hil/hil_run.py", "hil/README.md", "operating_point.json", "export.json",
     }  # fmt: skip
     manifest = open_bundle(bundle).manifest
     assert set(manifest["sha256"]) == names - {"manifest.json", "card.md"}

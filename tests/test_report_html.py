@@ -1,5 +1,7 @@
 """The report and the card: self-contained, valid, escaped, and true to validation.json."""
 
+import colorsys
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -7,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import random_networks
+from huggingface_hub import ModelCard
 
 from stars_deploy import files
 from stars_deploy.graph.metadata import GraphMetadata, metadata_of, with_metadata
@@ -96,9 +99,12 @@ class Checker(HTMLParser):
     def __init__(self):
         super().__init__(convert_charrefs=True)
         self.open, self.attributes, self.text, self.ids = [], [], [], []
+        self.tags, self.elements = [], []
 
     def handle_starttag(self, tag, attributes):
         self.attributes += [(tag, name, value or "") for name, value in attributes]
+        self.tags.append(tag)
+        self.elements.append((tag, dict(attributes)))
         self.ids += [value for name, value in attributes if name == "id"]
         if tag not in VOID:
             self.open.append(tag)
@@ -192,6 +198,71 @@ def test_ids_are_unique_and_references_meet_one(folder):
     assert len(used) > 10 and used <= set(ids)
 
 
+def test_headings_pictures_and_tables_are_for_everyone(page):
+    checker = parsed(page)
+    levels = [int(tag[1]) for tag in checker.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    named = {"img": "alt", "svg": "aria-label", "th": "scope"}
+    for tag, attributes in checker.elements:
+        if tag in named and attributes.get("aria-hidden") != "true":
+            assert attributes.get(named[tag]), (tag, attributes)
+        if attributes.get("tabindex") == "0":
+            assert attributes["role"] == "region" and attributes["aria-label"]
+    regions = [x["aria-label"] for _, x in checker.elements if x.get("role") == "region"]
+    assert len(regions) == len(set(regions)) > 3
+
+
+def test_contents_list_leads_to_every_section(page):
+    checker = parsed(page)
+    linked = {x["href"][1:] for tag, x in checker.elements if tag == "a"}
+    sections = {x["aria-labelledby"] for tag, x in checker.elements if tag == "section"}
+    assert sections == linked and len(sections) >= 9
+
+
+def luminance(colour):
+    """Relative luminance of #rrggbb, WCAG 2."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(a, b):
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast_by_hand():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+def test_texts_have_contrast_in_both_schemes(page):
+    schemes = [dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", block))
+               for block in re.findall(r":root \{(.*?)\}", page, re.DOTALL)[:2]]  # fmt: skip
+    pairs = [(ink, back) for ink in ("ink", "muted", "reference") for back in ("page", "surface")]
+    pairs += [(kind, f"{kind}-back") for kind in ("good", "bad", "warn")]
+    pairs += [(kind, "surface") for kind in ("bad", "warn", "target")]
+    assert schemes[0] != schemes[1]
+    for scheme in schemes:
+        for ink, back in pairs:
+            assert contrast(scheme[ink], scheme[back]) >= 4.5, (ink, back)
+
+
+def test_numbers_of_cores_have_contrast_on_every_hue(page):
+    blocks = re.findall(r":root \{(.*?)\}", page, re.DOTALL)
+    assert len(blocks) == 3  # light, dark, print
+    for block in blocks:
+        ink = re.search(r"--core-ink: (#[0-9a-f]{6})", block)[1]
+        for name in ("core", "core-back"):
+            share = re.search(rf"--{name}: (\d+)% (\d+)%", block)
+            saturation, light = (int(value) / 100 for value in share.groups())
+            for hue in range(0, 360, 5):
+                rgb = colorsys.hls_to_rgb(hue / 360, light, saturation)
+                back = "#" + "".join(f"{round(255 * x):02x}" for x in rgb)
+                assert contrast(ink, back) >= 4.5, (name, hue)
+
+
 def test_failed_page_says_so_first(folder):
     path, graph = folder
     document = verdict(verdict="fail", earlier=[verdict("onnx", accuracy=None)])
@@ -240,7 +311,7 @@ def test_training_without_spikes_and_a_picture(tmp_path):
     assert "87.65 %" in page and "float against training (cpu)" in page
     assert "data:image/png;base64,iVBORw==" in page
     card = card_text(path, graph, document)
-    assert "| student in training | cpu | measured | 2000 | 87.65 % |" in card
+    assert "| Student in training | 87.65 % | 86.14 to 89.02 % | 2000 |" in card
 
 
 # ---- card --------------------------------------------------------------------------------------
@@ -251,9 +322,29 @@ def test_card_has_front_matter_and_results(folder):
     card = card_text(path, graph, verdict())
     _, front, body = card.split("---\n", 2)
     assert "library_name: stars-deploy" in front and "- onnx" in front
-    assert "| integer | 9.9 | simulated | 2000 | 90.49 % |" in body
+    assert "| Integer parameters | 90.49 % | 89.14 to 91.71 % | 2000 | evaluation | " in body
     assert "| integer | float | 2000 | pass | 7 | 0.0123 |" in body
     assert "<script>" not in body and "&lt;script&gt;" in body and "\\`" in body
+
+
+def test_card_is_read_by_the_hub(folder, tmp_path):
+    path, graph = folder
+    document = verdict(earlier=[verdict("onnx", n=16)])
+    (tmp_path / "README.md").write_text(card_text(path, graph, document), encoding="utf-8")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "stars-deploy" and "nir" in card.data.tags
+    assert card.data.license is None and card.data.base_model is None  # no file says them
+    assert card.data.model_name == HOSTILE
+    found = {(x.metric_name, x.metric_value) for x in card.data.eval_results}
+    assert found == {
+        ("Float graph (simulated, 2000 images)", 0.91),
+        ("Integer parameters (simulated, 2000 images)", 0.9049),
+    }
+    headings = re.findall(r"^## (.*)$", card.text, re.MULTILINE)
+    assert headings == [
+        "Model description", "Intended use and limits", "Training procedure", "Evaluation",
+        "Parity", "Energy (modeled)", "How to use", "How to reproduce",
+    ]  # fmt: skip
 
 
 def test_card_of_a_measured_run_is_a_hub_model_index(tmp_path):

@@ -27,10 +27,10 @@ from stars_deploy.simulation.reference import FloatEngine
 from stars_deploy.simulation.tally import tallies
 from stars_deploy.targets.bundle import open_bundle
 from stars_deploy.targets.loihi import lower
+from stars_deploy.validation.proportions import wilson
 from stars_deploy.validation.sweep_plot import sweep_figure
 from stars_deploy.workflow import sweep as module
 from stars_deploy.workflow.simulate import simulate
-from stars_deploy.workflow.statistics import wilson
 from stars_deploy.workflow.sweep import sweep, with_steps, with_weight_bits
 from stars_deploy.workflow.sweep_plan import parse_values
 

@@ -13,6 +13,12 @@ from stars_deploy.validation.divergence import Divergence
 Json = dict[str, Any]
 
 
+def all_runs(validation: Mapping[str, Any]) -> list[Json]:
+    """Return the latest verdict and the earlier ones of other engines on the same bundle."""
+    latest = {key: value for key, value in validation.items() if key != "earlier"}
+    return [latest, *validation.get("earlier", [])]
+
+
 def engine_json(info: EngineInfo) -> Json:
     """Return name, version and kind of an engine."""
     return {"name": info.name, "version": info.version, "kind": info.kind}

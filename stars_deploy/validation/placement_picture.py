@@ -23,7 +23,7 @@ _FREE, _LINE, _INK, _MUTED = "#eceff1", "#ffffff", "#1b1f24", "#5c6670"
 _STYLE: dict[str, Any] = {"font.size": 8, "text.color": _INK, "axes.edgecolor": "#c5ccd3"}
 _LEGEND_ROWS = 12
 _SIDE = 40.0  # inches of all cores at most, on either axis
-_GOLDEN = 0.618034  # of the hue circle: neighbours in the list differ most
+GOLDEN_RATIO = 0.618034  # of the hue circle: neighbours in the list differ most
 
 
 def draw_placement(placement: Placement, limits: Limits, path: Path) -> None:
@@ -36,16 +36,13 @@ def draw_placement(placement: Placement, limits: Limits, path: Path) -> None:
     Raises: OSError if the file cannot be written.
     """
     colours = _colours(len(placement.populations))
-    by_chip: dict[int, list[tuple[int, Part]]] = {}
-    for index, population in enumerate(placement.populations):
-        for part in population.parts:
-            by_chip.setdefault(part.chip, []).append((index, part))
-    chips = sorted(by_chip)[:MOST_CHIPS]
-    positions = _positions(placement, limits, by_chip)
+    held = by_chip(placement)
+    chips = sorted(held)[:MOST_CHIPS]
+    places = positions(placement, limits, held)
     across = min(len(chips), int(np.ceil(np.sqrt(len(chips) * 1.6))))
     down = -(-len(chips) // across)
     numbered = len(chips) <= 4
-    columns, rows = positions.max(axis=0) + 1
+    columns, rows = places.max(axis=0) + 1
     cell = 0.42 if len(chips) == 1 else 0.24 if numbered else 0.11
     room = _SIDE / max(across * columns, down * rows)
     numbered, cell = numbered and room > 0.15, min(cell, room)
@@ -58,22 +55,31 @@ def draw_placement(placement: Placement, limits: Limits, path: Path) -> None:
         figure = Figure((width, height), layout="constrained")
         panels = figure.subplots(down, across, squeeze=False).reshape(-1)
         for axes, chip in zip(panels, chips, strict=False):
-            shown = [item for item in by_chip[chip] if item[1].core_on_chip < len(positions)]
-            _draw_chip(axes, shown, positions, colours, limits, numbered)
-            cores = max(limits.cores or 0, len(positions))
-            title = f"chip {chip}: {len(by_chip[chip])} of {cores} cores"
-            if len(shown) < len(by_chip[chip]):
-                title += f", the first {len(positions)} are drawn"
+            shown = [item for item in held[chip] if item[1].core_on_chip < len(places)]
+            _draw_chip(axes, shown, places, colours, limits, numbered)
+            cores = max(limits.cores or 0, len(places))
+            title = f"chip {chip}: {len(held[chip])} of {cores} cores"
+            if len(shown) < len(held[chip]):
+                title += f", the first {len(places)} are drawn"
             size = 7 if numbered else 5.5
             axes.set_title(title, loc="left", fontsize=size, color=_MUTED, pad=2)
         for axes in panels[len(chips) :]:
             axes.set_axis_off()
-        figure.suptitle(_title(placement, len(by_chip) - len(chips)), x=0.01, ha="left", fontsize=9)
+        figure.suptitle(_title(placement, len(held) - len(chips)), x=0.01, ha="left", fontsize=9)
         figure.legend(handles=entries, loc="outside lower left", ncols=legend_columns,
                       frameon=False, fontsize=7.5, handlelength=1, handleheight=1)  # fmt: skip
         FigureCanvasAgg(figure)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+
+
+def by_chip(placement: Placement) -> dict[int, list[tuple[int, Part]]]:
+    """Return the parts on every chip in use, each with the index of its population."""
+    found: dict[int, list[tuple[int, Part]]] = {}
+    for index, population in enumerate(placement.populations):
+        for part in population.parts:
+            found.setdefault(part.chip, []).append((index, part))
+    return found
 
 
 def _title(placement: Placement, hidden: int) -> str:
@@ -104,16 +110,16 @@ def _legend(placement: Placement, colours: list[tuple[float, float, float]]) -> 
 def _colours(count: int) -> list[tuple[float, float, float]]:
     lightness = (0.45, 0.6, 0.38)
     return [
-        colorsys.hls_to_rgb(0.58 + _GOLDEN * index, lightness[index % 3], 0.62)
+        colorsys.hls_to_rgb(0.58 + GOLDEN_RATIO * index, lightness[index % 3], 0.62)
         for index in range(count)
     ]
 
 
-def _positions(
-    placement: Placement, limits: Limits, by_chip: Mapping[int, list[tuple[int, Part]]]
+def positions(
+    placement: Placement, limits: Limits, held: Mapping[int, list[tuple[int, Part]]]
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return column and row of every core of a chip that is drawn."""
-    used = max(part.core_on_chip for parts in by_chip.values() for _, part in parts) + 1
+    used = max(part.core_on_chip for parts in held.values() for _, part in parts) + 1
     cores = np.arange(min(max(limits.cores or 0, used), MOST_CORES))
     if placement.mesh is None:
         columns = int(np.ceil(np.sqrt(2 * len(cores))))

@@ -1,101 +1,36 @@
-"""Figures of the report: SVG that takes its colours from the page, and small PNGs."""
+"""Small PNGs on the page: images, and which neurons fired when."""
 
 from __future__ import annotations
 
 import base64
 import io
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib import image as png
-from matplotlib import rc_context
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from stars_deploy.validation.counts import SATURATED, SILENT
-
-# Colours that no figure uses otherwise; in the SVG each becomes a variable of the page, so that
-# one figure serves light, dark and print.
-INK, MUTED, LINE, REFERENCE, TARGET = "#010101", "#020202", "#030303", "#040404", "#050505"
-_VARIABLES = {
-    INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)",
-    REFERENCE: "var(--reference)", TARGET: "var(--target)",
-}  # fmt: skip
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "stars-deploy", "font.size": 8.5,
-    "text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": LINE,
-    "xtick.color": MUTED, "ytick.color": INK, "ytick.left": False, "xtick.bottom": False,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
-    "axes.facecolor": "none", "figure.facecolor": "none", "legend.frameon": False,
-}  # fmt: skip
-_WIDTH_INCH = 4.2
-_COLUMNS = 360  # of the raster; wider layers are binned
+COLUMNS = 360  # of a raster; wider layers are binned
+SPIKE = (61, 122, 230)  # seen on light and dark
 
 
-def spikes_chart(layers: Sequence[Mapping[str, Any]], reference: str, target: str) -> str:
-    """Return bars of the spikes per layer, reference above target."""
-    with rc_context(_STYLE):
-        figure, axes = _figure(0.9 + 0.42 * len(layers))
-        rows = np.arange(len(layers))
-        series = (("spikes_reference", REFERENCE, reference, -0.18),
-                  ("spikes_target", TARGET, target, 0.18))  # fmt: skip
-        most = max([1, *(int(layer[key]) for layer in layers for key, *_ in series)])
-        for key, colour, label, offset in series:
-            values = [int(layer[key]) for layer in layers]
-            axes.barh(rows + offset, values, 0.32, color=colour, label=label)
-            for row, value in zip(rows, values, strict=True):
-                axes.text(value + most / 80, row + offset, _short(value), va="center", fontsize=7.5)
-        axes.set_xlim(0, most * 1.16)
-        axes.xaxis.set_major_formatter(lambda value, _: _short(value, most))
-        axes.locator_params(axis="x", nbins=5)
-        _finish(axes, layers, "spikes, summed over images, steps and neurons")
-        figure.legend(loc="outside upper left", ncols=2, handlelength=1)
-        return _svg(figure)
+def raster(spikes: Mapping[str, NDArray[np.uint8]]) -> list[dict[str, Any]]:
+    """Return per layer when which neuron fired for one image; `spikes` per layer [T, ...].
 
-
-def rates_chart(layers: Sequence[Mapping[str, Any]]) -> str:
-    """Return the firing rate of each layer, with the zones where equality proves little."""
-    with rc_context(_STYLE):
-        figure, axes = _figure(0.9 + 0.3 * len(layers))
-        for low, high in ((0, 100 * SILENT), (100 * SATURATED, 100)):
-            axes.axvspan(low, high, color=LINE)
-        rates = [100 * float(layer["rate"]) for layer in layers]
-        rows = np.arange(len(layers))
-        axes.hlines(rows, 0, rates, color=REFERENCE, linewidth=1.5)
-        axes.plot(rates, rows, "o", color=REFERENCE, markersize=6)
-        for row, rate in zip(rows, rates, strict=True):
-            right = rate > 80  # no room beyond the dot: write above the line
-            place = (rate - 2, row - 0.28) if right else (rate + 3, row)
-            side = "right" if right else "left"
-            axes.text(*place, f"{rate:.1f} %", va="center", ha=side, fontsize=7.5)
-        axes.set_xlim(0, 100)
-        _finish(axes, layers, "spikes per neuron and step, %; shaded: silent or saturated")
-        return _svg(figure)
-
-
-def raster(spikes: Mapping[str, NDArray[np.uint8]]) -> str:
-    """Return when which neuron fired for one image; `spikes` per layer [T, ...].
-
-    A layer of more neurons than columns is binned: the darker, the more neurons of the bin fired.
+    A row of pixels is a step, a column a neuron. A layer of more neurons than columns is binned:
+    the more neurons of the bin fired, the more opaque its pixel.
     """
-    hue = LinearSegmentedColormap.from_list("spikes", [(0.3, 0.5, 0.9, 0.0), (0.24, 0.48, 0.9, 1)])
-    with rc_context({**_STYLE, "ytick.color": MUTED, "font.size": 7}):
-        figure = Figure((7, 0.2 + 0.55 * len(spikes)), layout="constrained")
-        panels = figure.subplots(len(spikes), 1, squeeze=False)[:, 0]
-        for axes, (node, train) in zip(panels, spikes.items(), strict=True):
-            flat = train.reshape(len(train), -1)
-            axes.imshow(
-                _binned(flat), aspect="auto", interpolation="nearest", cmap=hue, vmin=0, vmax=1
-            )
-            axes.set_yticks([0, len(flat) - 1], ["1", str(len(flat))])
-            axes.set_xticks([])
-            axes.set_title(f"{node}: {flat.shape[1]} neurons, {int(flat.sum())} spikes",
-                           loc="left", fontsize=7, color=INK, pad=3)  # fmt: skip
-        return _svg(figure)
+    rows = []
+    for node, train in spikes.items():
+        flat = train.reshape(len(train), -1)
+        shares = _binned(flat)
+        pixels = np.empty((*shares.shape, 4), np.uint8)
+        pixels[..., :3] = SPIKE
+        pixels[..., 3] = np.round(255 * shares)
+        label = f"{node}: {flat.shape[1]:,} neurons, {int(flat.sum()):,} spikes"
+        rows.append({"label": label, "image": _png(pixels), "steps": len(flat)})
+    return rows
 
 
 def image_grid(images: NDArray[np.uint8], scale: int = 2) -> str:
@@ -110,14 +45,6 @@ def image_grid(images: NDArray[np.uint8], scale: int = 2) -> str:
     return data_uri(buffer.getvalue())
 
 
-def scoped(svg: str, key: str) -> str:
-    """Return a figure whose ids begin with `key`, so that several fit on one page."""
-    svg = re.sub(r'(<g) id="[^"]*"', r"\1", svg)  # nobody refers to groups
-    for mark in ('id="', 'href="#', "url(#"):
-        svg = svg.replace(mark, f"{mark}{key}-")
-    return svg
-
-
 def data_uri(content: bytes) -> str:
     """Return a PNG as a data URI."""
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
@@ -125,46 +52,14 @@ def data_uri(content: bytes) -> str:
 
 def _binned(flat: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return [T, columns]: the share of neurons per column that fired, scaled to the busiest."""
-    columns = min(_COLUMNS, flat.shape[1])
+    columns = min(COLUMNS, flat.shape[1])
     edges = np.linspace(0, flat.shape[1], columns + 1).astype(int)
     shares = np.add.reduceat(flat.astype(np.float64), edges[:-1], axis=1) / np.diff(edges)
     return shares / max(float(shares.max()), 1e-9)
 
 
-def _figure(height: float) -> tuple[Figure, Any]:
-    figure = Figure((_WIDTH_INCH, height), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _finish(axes: Any, layers: Sequence[Mapping[str, Any]], label: str) -> None:
-    axes.set_yticks(range(len(layers)), [str(layer["name"]) for layer in layers])
-    axes.set_ylim(len(layers) - 0.5, -0.5)
-    axes.set_xlabel(label)
-    axes.grid(axis="x", color=LINE, linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _short(value: float, largest: float | None = None) -> str:
-    """Return a number with the unit k, M or G of itself, or of the largest on its axis."""
-    size = abs(value) if largest is None else largest
-    for limit, factor, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if size >= limit:
-            return f"{value / factor:.3g} {unit}" if value else "0"
-    return f"{value:.0f}"
-
-
-def _svg(figure: Figure) -> str:
-    """Return the figure as an SVG element without prolog, metadata or absolute size."""
-    FigureCanvasSVG(figure)
-    buffer = io.StringIO()
-    keys = ("Creator", "Date", "Format", "Type")
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(keys))
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
-    return text
+def _png(pixels: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    unsigned: dict[str, Any] = {"Software": None}
+    png.imsave(buffer, pixels, format="png", metadata=unsigned)
+    return data_uri(buffer.getvalue())

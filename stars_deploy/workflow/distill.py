@@ -235,8 +235,10 @@ def _summary(session: Session, seconds: float, out: Path) -> dict[str, Any]:
         "teacher": {
             "family": recipe.teacher.family,
             "sha256": recipe.teacher.sha256,
+            "parameters": _size(session.teacher),
             **imported,
         },
+        "student_parameters": _size(session.student),
         "T": recipe.student.T,
         **estimate(recipe),
         "pool_images": len(session.pool),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,6 @@ from stars_deploy.files import (
     atomic_directory,
     atomic_path,
     read_json,
-    sha256,
-    write_json,
     write_text,
 )
 from stars_deploy.graph.foreign import Reading
@@ -34,9 +33,9 @@ from stars_deploy.targets.loihi import Balance, LoweredNetwork, balance_named
 from stars_deploy.validation.card import card_text
 from stars_deploy.validation.check import examine
 from stars_deploy.validation.engines import build_engine
-from stars_deploy.validation.training import read_training
+from stars_deploy.workflow.evidence import add_evidence, copy_evidence
 from stars_deploy.workflow.samples import AUTO, Samples, golden_samples
-from stars_deploy.workflow.sources import STUDENT, Source, open_source
+from stars_deploy.workflow.sources import Source, open_source
 
 TARGETS = ("nir", "onnx", "loihi")
 GAINS = ("raw", "folded")
@@ -63,7 +62,7 @@ def export(
     """Write the bundle OUT of SOURCE: graph.nir, golden.npz, the targets, their kits, the seal.
 
     The bundle appears as a whole or not at all, and replaces nothing but a bundle. What was
-    measured about SOURCE (training.json, synthetic.png) comes along. `reading` says what a graph of
+    known about SOURCE (see workflow.evidence) comes along. `reading` says what a graph of
     another tool leaves open, `golden_images` which images are recorded (see golden_samples),
     `balance` how skip connections wait on the chip: relay or delay.
 
@@ -80,7 +79,9 @@ def export(
         graph = read_graph(folder / "graph.nir")  # targets come from the file, not from memory
         _write_targets(graph, wanted, chosen, way, folder)
         samples = _record(graph, golden, golden_images, opened, folder)
-        _copy_evidence(opened, folder)
+        copy_evidence(opened, folder)
+        asked = _command(opened, wanted, profile, nir_gain, balance, golden, golden_images)
+        add_evidence(graph, samples.images, asked, folder)
         manifest = write_manifest(
             folder,
             opened.provenance(),
@@ -182,26 +183,6 @@ def _record(graph: nir.NIRGraph, count: int, choice: str, source: Source, folder
     return samples
 
 
-def _copy_evidence(source: Source, folder: Path) -> None:
-    """Copy training.json and synthetic.png, after checking that they are about this student."""
-    if source.kind == "nir":
-        return
-    training = source.path / "training.json"
-    if training.is_file():
-        document = read_training(training)
-        if source.kind == "run":
-            found, expected = document.get("student_sha256"), sha256(source.path / STUDENT)
-            if found != expected:
-                raise InputError(
-                    f"{training}: measured a student with sha256 {found}, this one has {expected}; "
-                    "run stars-deploy evaluate again"
-                )
-        write_json(folder / "training.json", document)
-    picture = source.path / "synthetic.png"
-    if picture.is_file():
-        shutil.copyfile(picture, folder / "synthetic.png")
-
-
 def _seeds(source: Source) -> Json:
     """Return the seeds that the bundle depends on."""
     if source.bundle is not None:
@@ -210,3 +191,21 @@ def _seeds(source: Source) -> Json:
     trained = read_json(summary) if source.kind == "run" and summary.is_file() else {}
     seeds = {"distill": trained["seed"]} if "seed" in trained else {}
     return {**seeds, "golden": GOLDEN_SEED}
+
+
+def _command(
+    source: Source, targets: Sequence[str], profile: str, gain: str, balance: str,
+    golden: int, golden_images: str,
+) -> str:  # fmt: skip
+    """Return the command line that makes this bundle; files by name, not by place."""
+    words = ["stars-deploy", "export", source.path.resolve().name]
+    for target in targets:
+        words += ["--target", target]
+    if "loihi" in targets:
+        words += ["--profile", _name(profile), "--balance", balance]
+    words += ["--golden", str(golden), "--golden-images", _name(golden_images)]
+    return shlex.join([*words, "--nir-gain", gain, "--out", "bundle"])
+
+
+def _name(spec: str) -> str:
+    return Path(spec).name if Path(spec).exists() else spec

@@ -21,13 +21,13 @@ from stars_deploy.simulation.recording import Engine
 from stars_deploy.simulation.reference import FloatEngine
 from stars_deploy.simulation.tally import Tally, tallies
 from stars_deploy.targets.bundle import refuse_inside
+from stars_deploy.validation.proportions import LEVEL
 from stars_deploy.validation.sweep_plot import sweep_figure
 from stars_deploy.workflow.provenance import versions
 from stars_deploy.workflow.samples import Samples
 from stars_deploy.workflow.setting import batch_size, resolve_device
 from stars_deploy.workflow.simulate import samples_of
 from stars_deploy.workflow.sources import Source, open_source
-from stars_deploy.workflow.statistics import LEVEL
 from stars_deploy.workflow.sweep_plan import Plan, axis_of, plan_of
 from stars_deploy.workflow.sweep_points import Point, notes_on
 

@@ -12,8 +12,8 @@ import numpy as np
 from stars_deploy.data import Labels
 from stars_deploy.simulation.energy.counts import synaptic_operations
 from stars_deploy.simulation.tally import Tally
+from stars_deploy.validation.proportions import wilson
 from stars_deploy.workflow.samples import Samples
-from stars_deploy.workflow.statistics import wilson
 
 WIDE = 0.05  # an interval wider than this is said aloud
 Json = dict[str, Any]

@@ -64,7 +64,7 @@ def validate(
     folder = setting.bundle.path
     write_texts(
         {
-            folder / "report.html": report_html(folder, setting.graph, result),
+            folder / "report.html": report_html(folder, setting.graph, result, setting.profile),
             folder / "card.md": card_text(folder, setting.graph, result),
             folder / "validation.json": json_text(result),
         }
