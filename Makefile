@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 DEMO ?= demo
 
-.PHONY: install lava demo test test-all check bench clean
+.PHONY: install lava judges demo test test-all check bench clean
 
 install: .venv/.ready
 
@@ -18,16 +18,20 @@ install: .venv/.ready
 lava: install
 	$(BIN)/stars-deploy doctor --fix
 
+# Simulators of other authors that tests and benchmarks ask (tests/judges_requirements.txt).
+judges: install
+	$(BIN)/python tests/judges_environment.py
+
 demo: lava
 	$(BIN)/stars-deploy demo --out $(DEMO)
 
 # Two files at a time on one thread each: torch's threads spin when they share their cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test: lava
+test: lava judges
 	$(PYTEST) -m "not slow"
 
-test-all: lava
+test-all: lava judges
 	$(PYTEST)
 
 check: install
