@@ -37,6 +37,13 @@ def export(
         str, typer.Option(help="raw: r = 1; folded: 1/tau in the weights, r = tau/dt.")
     ] = "raw",
     balance: BalanceOption = "relay",
+    opset: Annotated[
+        int | None, typer.Option(help="Operator set of the ONNX models, 11 to 23; default 20.")
+    ] = None,
+    onnx_weights: Annotated[
+        str | None,
+        typer.Option(help="float32, or int8: a second pair of ONNX models a quarter of the size."),
+    ] = None,
     golden_images: Annotated[
         str, typer.Option(help="auto, evaluation, synthetic, random, or a FILE.npz.")
     ] = "auto",
@@ -57,8 +64,9 @@ def export(
 
     reading = parse_reading(steps, dt, gain, mean, std, classes, image_shape)
     result = write_bundle(
-        source, target, profile, golden, nir_gain, out, reading, golden_images, balance
-    )
+        source, target, profile, golden, nir_gain, out, reading, golden_images, balance,
+        opset, onnx_weights,
+    )  # fmt: skip
     console.emit(result)
     _show_notes(result)
     console.say(f"Bundle: {out} ({', '.join(result['targets'])})")
@@ -111,7 +119,8 @@ def simulate(
     source: Source,
     profile: Profile = "loihi2",
     engine: Annotated[
-        str | None, typer.Option(help="float, integer, onnx or lava; default: the profile's.")
+        str | None,
+        typer.Option(help="float, integer, onnx, onnx-int8 or lava; default: the profile's."),
     ] = None,
     data: DataOption = None,
     limit: Limit = None,
@@ -154,7 +163,8 @@ def validate(
     engine: Annotated[
         str | None,
         typer.Option(
-            help="float, integer, onnx, lava, hardware or recorded; default: the profile's."
+            help="float, integer, onnx, onnx-int8, lava, hardware or recorded; default: the "
+            "profile's."
         ),
     ] = None,
     data: DataOption = None,
