@@ -41,7 +41,7 @@ check: install
 
 # Apart: four_arms.py (40 minutes, an otherwise idle machine), comparisons.py and tails.py (hours),
 # warm_start.py (5 minutes).
-bench: demo
+bench: demo judges
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/integer_engine.py
@@ -51,6 +51,7 @@ bench: demo
 	$(BIN)/python benchmarks/energy_sanafe.py
 	$(BIN)/python benchmarks/synops_neurobench.py
 	$(BIN)/python benchmarks/onnx_latency.py
+	$(BIN)/python benchmarks/judges.py
 	$(BIN)/python benchmarks/student_step.py
 	$(BIN)/python benchmarks/distillation_speed.py
 
