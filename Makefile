@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 DEMO ?= demo
 
-.PHONY: install lava demo test test-browser test-all check bench clean
+.PHONY: install lava judges demo test test-browser test-all check bench clean
 
 install: .venv/.ready
 
@@ -18,20 +18,24 @@ install: .venv/.ready
 lava: install
 	$(BIN)/stars-deploy doctor --fix
 
+# Simulators of other authors that tests and benchmarks ask (tests/judges_requirements.txt).
+judges: install
+	$(BIN)/python tests/judges_environment.py
+
 demo: lava
 	$(BIN)/stars-deploy demo --out $(DEMO)
 
 # Two files at a time on one thread each: torch's threads spin when they share their cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test: lava
+test: lava judges
 	$(PYTEST) -m "not slow and not browser"
 
 # Report pages in a headless Chromium, which a bare machine lacks: apt-get install chromium.
 test-browser: install
 	$(BIN)/python -m pytest -m browser
 
-test-all: lava
+test-all: lava judges
 	$(PYTEST)
 
 check: install
@@ -41,7 +45,7 @@ check: install
 
 # Apart: four_arms.py (40 minutes, an otherwise idle machine), comparisons.py and tails.py (hours),
 # warm_start.py (5 minutes).
-bench: demo
+bench: demo judges
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/integer_engine.py
@@ -51,6 +55,7 @@ bench: demo
 	$(BIN)/python benchmarks/energy_sanafe.py
 	$(BIN)/python benchmarks/synops_neurobench.py
 	$(BIN)/python benchmarks/onnx_latency.py
+	$(BIN)/python benchmarks/judges.py
 	$(BIN)/python benchmarks/student_step.py
 	$(BIN)/python benchmarks/distillation_speed.py
 

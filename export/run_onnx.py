@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Run the ONNX model of a stars-deploy bundle: predictions, accuracy, spikes per layer.
 
-    python run_onnx.py [BUNDLE] [--images golden|FILE.npz] [--threads N] [--step]
+    python run_onnx.py [BUNDLE] [--images golden|FILE.npz] [--threads N] [--step] [--int8]
 
 Needs numpy and onnxruntime only (requirements-onnx.txt) and Python 3.9 or newer. BUNDLE is the
 folder this script lies in unless given. FILE.npz holds `images`, uint8 [N, C, H, W], and
-optionally `labels`, [N]. With the golden images, the answers are compared with those that the
-float engine gave when the bundle was written:
+optionally `labels`, [N]. --int8 runs the models whose weights have eight bits, if the bundle has
+them. With the golden images, the answers are compared with those that the float engine gave when
+the bundle was written (for --int8 with the same eight-bit weights):
 predictions must be equal and at most one spike in 10,000 may differ in any layer, because
 float32 rounding can tip a neuron that sits exactly at its threshold.
 
@@ -57,6 +58,7 @@ def parser():
     made.add_argument("--images", default="golden", help="golden, or an npz file")
     made.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     made.add_argument("--step", action="store_true", help="run model_step.onnx T times instead")
+    made.add_argument("--int8", action="store_true", help="run the models with int8 weights")
     return made
 
 
@@ -71,7 +73,7 @@ def run(options):
     labels = data.get("labels")
     if labels is not None and len(labels) != len(images):
         raise BadInput(f"{file}: {len(labels)} labels for {len(images)} images")
-    name = "model_step.onnx" if options.step else "model.onnx"
+    name = ("model_step" if options.step else "model") + ("_int8.onnx" if options.int8 else ".onnx")
     session = load(os.path.join(options.bundle, name), options.threads)
     check_shape(file, images, session)
     started = time.perf_counter()
@@ -79,7 +81,8 @@ def run(options):
     seconds = time.perf_counter() - started
     report(session, logits, counts, data.get("labels"), len(images))
     print(f"{len(images)} images in {seconds:.3f} s with {name}")
-    return check_golden(data, logits, counts) if golden else 0
+    reference = "float-int8" if options.int8 else "float"
+    return check_golden(data, logits, counts, reference) if golden else 0
 
 
 def read_npz(file):
@@ -107,7 +110,8 @@ def load(file, threads):
     import onnxruntime
 
     if not os.path.isfile(file):
-        raise BadInput(f"{file}: no such file; export the bundle with --target onnx")
+        more = " --onnx-weights int8" if file.endswith("_int8.onnx") else ""
+        raise BadInput(f"{file}: no such file; export the bundle with --target onnx{more}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     with open(file, "rb") as stream:
@@ -203,22 +207,22 @@ def report(session, logits, counts, labels, count):
         print(f"spikes {node}: {int(spikes.sum())} ({100 * rate:.2f} % of neurons and steps)")
 
 
-def check_golden(data, logits, counts):
+def check_golden(data, logits, counts, engine):
     """Compare with the recorded float engine; return the exit code."""
     import numpy as np
 
-    if "float.logits" not in data:
-        raise BadInput("golden.npz: holds no answers of the float engine ('float.logits')")
+    if engine + ".logits" not in data:
+        raise BadInput(f"golden.npz: holds no answers of the float engine ('{engine}.logits')")
     failures, flips = [], 0
     for node, spikes in counts.items():
-        recorded = data.get("float.spikes." + node)
+        recorded = data.get(engine + ".spikes." + node)
         if recorded is None or recorded.shape[1:] != spikes.shape:
             raise BadInput(f"golden.npz: no recorded spikes that fit node {node!r}")
         different = int(np.abs(recorded.sum(axis=0, dtype=np.int64) - spikes).sum())
         flips += different
         if different > SPIKE_TOLERANCE * recorded.size:
             failures.append(f"{node}: {different} of {recorded.size} spikes differ")
-    expected = data["float.logits"]
+    expected = data[engine + ".logits"]
     wrong = int((expected.argmax(axis=1) != logits.argmax(axis=1)).sum())
     if wrong:
         failures.append(f"{wrong} of {len(logits)} predictions differ")

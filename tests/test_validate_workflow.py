@@ -67,7 +67,7 @@ def test_every_engine_passes_and_the_report_keeps_all_verdicts(bundle):
     assert written["tolerances"]["layer_spikes_relative"] == 0.1
     assert {item["kind"] for item in written["energy"]} == {"modeled"}
     not_run = {item["name"]: item["reason"] for item in written["engines_not_run"]}
-    assert set(not_run) == {"onnx", "lava", "hardware", "recorded"}
+    assert set(not_run) == {"onnx", "onnx-int8", "lava", "hardware", "recorded"}
     assert not_run["onnx"] == "not asked for" and "board" in not_run["hardware"]
     assert (bundle / "report.html").is_file() and "integer" in (bundle / "card.md").read_text()
     open_bundle(bundle)  # what validate writes leaves the seal whole

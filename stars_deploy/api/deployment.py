@@ -31,6 +31,8 @@ def export(
     golden: int = 16,
     nir_gain: str = "raw",
     balance: str = "relay",
+    opset: int | None = None,
+    onnx_weights: str | None = None,
     golden_images: PathLike = "auto",
     steps: int | None = None,
     dt: float | None = None,
@@ -52,13 +54,15 @@ def export(
         golden: images recorded in golden.npz.
         nir_gain: raw (r = 1) or folded (1/tau in the weights, r = tau/dt).
         balance: how skips wait on a chip: relay or delay.
+        opset: operator set of the ONNX models, 11 to 23; 20 if None.
+        onnx_weights: float32, or int8: a second pair of ONNX models with int8 weights.
         golden_images: auto, evaluation, synthetic, random, or an npz file of images.
         steps, dt, gain, mean, std, classes, image_shape: what a .nir file of another tool leaves
             open: steps per image, seconds per step, raw or discrete r, mean and standard deviation
             of pixel / 255 (one number or one per channel), names of the logits, [C, H, W].
 
     Returns:
-        bundle, targets, profile, source, golden, notes, files, tool_version.
+        bundle, targets, profile, onnx, source, golden, notes, files, tool_version.
 
     Raises:
         InputError: an unknown target or value, or an OUT that would be lost.
@@ -75,7 +79,7 @@ def export(
     reading = parse_reading(steps, dt, gain, mean, std, classes, image_shape)
     result = write_bundle(
         Path(source), targets, str(profile), golden, nir_gain, Path(out), reading,
-        str(golden_images), balance,
+        str(golden_images), balance, opset, onnx_weights,
     )  # fmt: skip
     return cast("Exported", result)
 

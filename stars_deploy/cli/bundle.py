@@ -49,6 +49,13 @@ def export(
         str, typer.Option(help="raw: r = 1; folded: 1/tau in the weights, r = tau/dt.")
     ] = "raw",
     balance: BalanceOption = "relay",
+    opset: Annotated[
+        int | None, typer.Option(help="Operator set of the ONNX models, 11 to 23; default 20.")
+    ] = None,
+    onnx_weights: Annotated[
+        str | None,
+        typer.Option(help="float32, or int8: a second pair of ONNX models a quarter of the size."),
+    ] = None,
     golden_images: Annotated[
         str, typer.Option(help="auto, evaluation, synthetic, random, or a FILE.npz.")
     ] = "auto",
@@ -70,7 +77,8 @@ def export(
     result = stars_deploy.export(
         source, target=target, out=out, profile=profile, golden=golden, nir_gain=nir_gain,
         balance=balance, golden_images=golden_images, steps=steps, dt=dt, gain=gain, mean=mean,
-        std=std, classes=classes, image_shape=image_shape,
+        std=std, classes=classes, image_shape=image_shape, opset=opset,
+        onnx_weights=onnx_weights,
     )  # fmt: skip
     console.emit(result)
     _show_notes(result)
@@ -124,7 +132,8 @@ def simulate(
     source: Source,
     profile: Profile = "loihi2",
     engine: Annotated[
-        str | None, typer.Option(help="float, integer, onnx or lava; default: the profile's.")
+        str | None,
+        typer.Option(help="float, integer, onnx, onnx-int8 or lava; default: the profile's."),
     ] = None,
     data: DataOption = None,
     limit: Limit = None,
@@ -166,7 +175,8 @@ def validate(
     engine: Annotated[
         str | None,
         typer.Option(
-            help="float, integer, onnx, lava, hardware or recorded; default: the profile's."
+            help="float, integer, onnx, onnx-int8, lava, hardware or recorded; default: the "
+            "profile's."
         ),
     ] = None,
     data: DataOption = None,

@@ -40,13 +40,17 @@ def recipe(incomplete: str) -> list[str]:
 COMPLETERS: dict[str, Completer] = {
     "profile": profile,
     "recipe": recipe,
-    "simulate engine": one_of("float", "integer", "onnx", "lava"),
-    "validate engine": one_of("float", "integer", "onnx", "lava", "hardware", "recorded"),
+    "simulate engine": one_of("float", "integer", "onnx", "onnx-int8", "lava"),
+    "validate engine": one_of(
+        "float", "integer", "onnx", "onnx-int8", "lava", "hardware", "recorded"
+    ),
     "sweep engine": one_of("float", "integer"),
     "target": one_of("nir", "onnx", "loihi"),
     "device": one_of("auto", "cpu", "cuda"),
     "balance": one_of("relay", "delay"),
     "nir_gain": one_of("raw", "folded"),
+    "onnx_weights": one_of("float32", "int8"),
+    "pooling": one_of("window", "stride"),
     "gain": one_of("raw", "discrete"),
     "golden_images": one_of("auto", "evaluation", "synthetic", "random"),
     "method": one_of("deepinversion", "cmi", "nayer"),

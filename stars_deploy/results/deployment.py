@@ -29,6 +29,16 @@ class Golden(TypedDict):
 
 
 @closed
+class OnnxModels(TypedDict):
+    """How ONNX models are written."""
+
+    opset: int
+    """Version of the default operator set."""
+    weights: Literal["float32", "int8"]
+    """int8: there is a second pair of models with int8 weights."""
+
+
+@closed
 class Exported(TypedDict):
     """`export`: what was written."""
 
@@ -38,6 +48,8 @@ class Exported(TypedDict):
     """nir, and what was asked for of onnx and loihi."""
     profile: str | None
     """Whose integers it holds; null without loihi."""
+    onnx: OnnxModels | None
+    """How its ONNX models are written; null without onnx."""
     source: Origin
     """What it was made from."""
     golden: Golden

@@ -53,7 +53,7 @@ class Engine(TypedDict):
     """Who computed the spikes."""
 
     name: str
-    """float, integer, onnx, lava-fixed_pt, lava-netx, or that of a trace."""
+    """float, integer, onnx, onnx-int8, lava-fixed_pt, lava-netx, or that of a trace."""
     version: str
     """Of the engine."""
     kind: Kind

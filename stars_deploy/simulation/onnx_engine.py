@@ -32,14 +32,14 @@ class OnnxEngine:
     Only the files are read: nodes, T and the initial state stand in the models themselves.
     """
 
-    def __init__(self, model: Path, step: Path, threads: int = 0) -> None:
+    def __init__(self, model: Path, step: Path, threads: int = 0, name: str = "onnx") -> None:
         """Load both models; `threads` 0 lets onnxruntime choose.
 
         Raises: BundleError for a file that is missing, damaged or not written by this tool.
         """
         self._unrolled = _session(model, threads)
         self._step = _session(step, threads)
-        self.info = EngineInfo("onnx", f"onnxruntime {onnxruntime.__version__} CPU", "simulated")
+        self.info = EngineInfo(name, f"onnxruntime {onnxruntime.__version__} CPU", "simulated")
         self.nodes: list[str] = _property(step, self._step, "nodes")
         self._T: int = _property(step, self._step, "T")
         self._initial: dict[str, Any] = _property(step, self._step, "initial_state")
@@ -117,7 +117,8 @@ class OnnxEngine:
 
 def _session(path: Path, threads: int) -> Any:
     if not path.is_file():
-        raise BundleError(f"{path}: no such file; export the bundle with --target onnx")
+        more = " --onnx-weights int8" if path.stem.endswith("int8") else ""
+        raise BundleError(f"{path}: no such file; export the bundle with --target onnx{more}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3

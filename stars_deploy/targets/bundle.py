@@ -67,7 +67,9 @@ class Bundle:
     def file(self, name: str) -> Path:
         """Return the path of a file of the bundle; BundleError if the bundle has none."""
         if not self.has(name):
-            target = {"model": "onnx", "loihi": "loihi"}.get(name.split("/")[0].split(".")[0])
+            targets = {"model": "onnx", "loihi": "loihi"}
+            target = targets.get(name.split("/")[0].split(".")[0].split("_")[0])
+            target = f"{target} --onnx-weights int8" if "int8" in name else target
             remedy = f" --target {target}" if target else ""
             raise BundleError(
                 f"{self.path}: has no {name}; write it with stars-deploy export{remedy}"

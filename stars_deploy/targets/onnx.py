@@ -35,13 +35,10 @@ from stars_deploy.targets.onnx_ops import (
     initial_state,
     parameter,
 )
-
-# The oldest pair with every operator used here; onnxruntime reads it from 1.18 on.
-OPSET = 20
-IR_VERSION = 10
+from stars_deploy.targets.onnx_options import DEFAULT, OnnxOptions
 
 
-def build_onnx(graph: nir.NIRGraph) -> onnx.ModelProto:
+def build_onnx(graph: nir.NIRGraph, options: OnnxOptions = DEFAULT) -> onnx.ModelProto:
     """Return the model of all T steps; what no neuron has touched yet is computed once.
 
     Input: image float32 [N, C, H, W] in [0, 1]. Outputs: logits float32 [N, K], mean over T;
@@ -49,7 +46,7 @@ def build_onnx(graph: nir.NIRGraph) -> onnx.ModelProto:
     Raises: GraphError when the graph cannot be run.
     """
     require_runnable(graph, "graph")
-    to, order = Builder(), topological_order(graph)
+    to, order = Builder(options.weights), topological_order(graph)
     static = _static_nodes(graph)
     shared: dict[str, str] = {}
     _emit(to, graph, [name for name in order if name in static], shared, {}, "")
@@ -68,10 +65,10 @@ def build_onnx(graph: nir.NIRGraph) -> onnx.ModelProto:
     _emit_mean(to, logits)
     for name, count in counts.items():
         to.add("Identity", [count], f"spikes.{name}")
-    return _model(graph, to, [], TensorProto.INT32)
+    return _model(graph, to, options.opset, [], TensorProto.INT32)
 
 
-def build_step_onnx(graph: nir.NIRGraph) -> onnx.ModelProto:
+def build_step_onnx(graph: nir.NIRGraph, options: OnnxOptions = DEFAULT) -> onnx.ModelProto:
     """Return the model of one step; run it T times from the initial state and average the logits.
 
     Inputs: image float32 [N, C, H, W] in [0, 1]; v.<node> float32, membrane potentials (first
@@ -80,7 +77,7 @@ def build_step_onnx(graph: nir.NIRGraph) -> onnx.ModelProto:
     Raises: GraphError when the graph cannot be run.
     """
     require_runnable(graph, "graph")
-    to = Builder()
+    to = Builder(options.weights)
     stateful = stateful_nodes(graph)
     state = {name: f"v.{name}" for name in stateful}
     values: dict[str, str] = {}
@@ -90,7 +87,7 @@ def build_step_onnx(graph: nir.NIRGraph) -> onnx.ModelProto:
         to.add("Cast", [value], f"spikes.{name}", to=TensorProto.UINT8)
     for name in stateful:
         to.add("Identity", [state[name]], f"v_next.{name}")
-    return _model(graph, to, stateful, TensorProto.UINT8)
+    return _model(graph, to, options.opset, stateful, TensorProto.UINT8)
 
 
 def _static_nodes(graph: nir.NIRGraph) -> set[str]:
@@ -157,7 +154,9 @@ def _add_count(to: Builder, name: str, count: str | None, fires: str, t: int) ->
     return to.add("Add", [count, spikes], f"{name}.count.t{t}") if count else spikes
 
 
-def _model(graph: nir.NIRGraph, to: Builder, state: list[str], spikes: int) -> onnx.ModelProto:
+def _model(
+    graph: nir.NIRGraph, to: Builder, opset: int, state: list[str], spikes: int
+) -> onnx.ModelProto:
     shapes = output_shapes(graph)
     inputs = [declare("image", TensorProto.FLOAT, input_shape(graph))]
     inputs += [declare(f"v.{name}", TensorProto.FLOAT, shapes[name]) for name in state]
@@ -165,10 +164,12 @@ def _model(graph: nir.NIRGraph, to: Builder, state: list[str], spikes: int) -> o
     outputs += [declare(f"spikes.{name}", spikes, shapes[name]) for name in spiking_nodes(graph)]
     outputs += [declare(f"v_next.{name}", TensorProto.FLOAT, shapes[name]) for name in state]
     body = helper.make_graph(to.nodes, "stars_deploy", inputs, outputs, [*to.constants.values()])
+    opsets = [helper.make_opsetid("", opset)]
     model = helper.make_model(
         body,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+        opset_imports=opsets,
+        # The oldest file format that this operator set may stand in, for the oldest runtimes.
+        ir_version=helper.find_min_ir_version_for(opsets),
         producer_name="stars-deploy",
         producer_version=__version__,
     )

@@ -15,6 +15,8 @@ from onnx import helper, numpy_helper
 from stars_deploy.errors import GraphError
 from stars_deploy.graph.geometry import Shape, window_of
 from stars_deploy.graph.groups import compact_kernel, expand_kernel, find_groups
+from stars_deploy.targets.onnx_int8 import quantise_rows
+from stars_deploy.targets.onnx_options import Weights
 
 Array = NDArray[Any]
 
@@ -23,6 +25,7 @@ Array = NDArray[Any]
 class Builder:
     """ONNX nodes and constants collected so far; values are referred to by name."""
 
+    weights: Weights = "float32"
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
@@ -43,6 +46,17 @@ class Builder:
             self.constants[name] = numpy_helper.from_array(array, name)
         return name
 
+    def weight(self, name: str, values: Array) -> str:
+        """Store the weights [O, ...] of an operator once; int8 ones are scaled back when read."""
+        if self.weights == "float32":
+            return self.constant(name, values)
+        codes = f"{name}.int8"
+        if codes not in self.constants:
+            q, scale = quantise_rows(np.asarray(values, np.float64))
+            parts = [self.constant(codes, q, np.int8), self.constant(f"{name}.scale", scale)]
+            self.add("DequantizeLinear", parts, name, axis=0)
+        return name
+
 
 def emit_operator(
     to: Builder, name: str, node: nir.NIRNode, x: str, output: str, shape: Shape
@@ -57,10 +71,10 @@ def emit_operator(
         ones = to.constant(f"{name}.ones", np.ones((shape[0], 1, *kernel)))
         return to.add("Conv", [x, ones], output, group=shape[0], **_window(name, node))
     if isinstance(node, nir.Affine):
-        weight, bias = to.constant(f"{name}.weight", node.weight), f"{name}.bias"
+        weight, bias = to.weight(f"{name}.weight", node.weight), f"{name}.bias"
         return to.add("Gemm", [x, weight, to.constant(bias, node.bias)], output, transB=1)
     if isinstance(node, nir.Linear):
-        return to.add("Gemm", [x, to.constant(f"{name}.weight", node.weight)], output, transB=1)
+        return to.add("Gemm", [x, to.weight(f"{name}.weight", node.weight)], output, transB=1)
     if isinstance(node, nir.Scale):
         return to.add("Mul", [x, to.constant(f"{name}.scale", node.scale)], output)
     if isinstance(node, nir.Flatten):
@@ -81,7 +95,7 @@ def _window(name: str, node: nir.NIRNode) -> dict[str, Any]:
 def _convolution(to: Builder, name: str, node: nir.NIRNode, x: str, output: str) -> str:
     dense = expand_kernel(np.asarray(node.weight), int(node.groups))
     groups = find_groups(dense)
-    weight = to.constant(f"{name}.weight", compact_kernel(dense, groups))
+    weight = to.weight(f"{name}.weight", compact_kernel(dense, groups))
     bias = to.constant(f"{name}.bias", node.bias)
     dilations = window_of(name, node).dilation
     window = _window(name, node)

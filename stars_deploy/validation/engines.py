@@ -8,15 +8,17 @@ import nir
 
 from stars_deploy.errors import EngineError, InputError, nearest
 from stars_deploy.simulation.recording import Engine
+from stars_deploy.targets.onnx_options import FILES
 
 #: Engines of this version, in the order of their distance from the graph.
-RUNNABLE = ("float", "integer", "onnx", "lava")
+RUNNABLE = ("float", "integer", "onnx", "onnx-int8", "lava")
 #: Engines that run elsewhere: a command reaches them, or a trace says what they did.
 OUTSIDE = ("hardware", "recorded")
 NEEDS = {
     "float": ("graph.nir",),
     "integer": ("loihi/network.json", "loihi/network.npz"),
-    "onnx": ("model.onnx", "model_step.onnx"),
+    "onnx": FILES["float32"],
+    "onnx-int8": FILES["int8"],
     "lava": ("loihi/network.json", "loihi/network.npz", "run_lava.py"),
 }
 
@@ -44,7 +46,10 @@ def require_runnable(name: str) -> None:
 def build_engine(
     name: str, graph: nir.NIRGraph, folder: Path, device: str = "cpu", timeout: float | None = None
 ) -> Engine:
-    """Return the engine `name` (lava-netx for Lava's NetX) for the files of a bundle's folder.
+    """Return the engine `name` for the files of a bundle's folder.
+
+    Besides RUNNABLE there are lava-netx, Lava's NetX, and float-int8, the float engine with the
+    weights of the int8 models.
 
     Raises: BundleError for a missing or malformed file, EngineError if the engine is absent.
     """
@@ -56,10 +61,16 @@ def build_engine(
         from stars_deploy.simulation.integer.engine import open_engine
 
         return open_engine(folder / "loihi", device)
-    if name == "onnx":
+    if name == "float-int8":
+        from stars_deploy.simulation.reference import FloatEngine
+        from stars_deploy.targets.onnx_int8 import with_int8_weights
+
+        return FloatEngine(with_int8_weights(graph))
+    if name in ("onnx", "onnx-int8"):
         from stars_deploy.simulation.onnx_engine import OnnxEngine
 
-        return OnnxEngine(folder / "model.onnx", folder / "model_step.onnx")
+        model, step = NEEDS[name]
+        return OnnxEngine(folder / model, folder / step, name=name)
     if name in ("lava", "lava-netx"):
         from stars_deploy.simulation.lava.engine import LavaEngine
 

@@ -23,6 +23,7 @@ from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.order import spiking_nodes
 from stars_deploy.simulation.integer.network import read_network
 from stars_deploy.targets.findings import Finding
+from stars_deploy.targets.onnx_options import FILES, OPSET, OPSETS, OnnxOptions, Weights
 
 Array = NDArray[Any]
 _REMEDY = "export the bundle again, unless the change is meant"
@@ -77,24 +78,35 @@ def lowering_differences(graph: nir.NIRGraph, profile: Profile, folder: Path) ->
     ]
 
 
-def onnx_differences(graph: nir.NIRGraph, files: Mapping[str, Path]) -> list[Finding]:
-    """Compare model.onnx and model_step.onnx with what building them from `graph` gives."""
+def onnx_differences(graph: nir.NIRGraph, folder: Path, weights: Weights) -> list[Finding]:
+    """Compare the two models with these weights with what building them from `graph` gives.
+
+    The operator set is the file's own.
+    """
     import onnx
 
     from stars_deploy.targets.onnx import build_onnx, build_step_onnx
 
     found: list[Finding] = []
-    for (name, path), build in zip(files.items(), (build_onnx, build_step_onnx), strict=True):
-        fresh = build(graph)
+    for name, build in zip(FILES[weights], (build_onnx, build_step_onnx), strict=True):
+        path = folder / name
         try:
             written = onnx.load_model_from_string(path.read_bytes())
         except Exception as problem:  # protobuf's own classes
             raise BundleError(f"{path}: not a readable ONNX model ({problem})") from None
         if written.producer_version != __version__:
             found.append(_skipped(written.producer_version, name))
-        elif _bytes(written) != _bytes(fresh):
+            continue
+        fresh = build(graph, OnnxOptions(_opset(written, weights), weights))
+        if _bytes(written) != _bytes(fresh):
             found.append(_onnx_finding(name, fresh, written))
     return found
+
+
+def _opset(model: Any, weights: Weights) -> int:
+    """Return the model's operator set; one that we never write becomes the default and differs."""
+    version = int(model.opset_import[0].version) if model.opset_import else 0
+    return version if version in OPSETS[weights] else OPSET
 
 
 def _onnx_finding(name: str, fresh: Any, written: Any) -> Finding:

@@ -83,6 +83,25 @@ def _onnx(setting: Setting, target: CountingEngine, tick: Tick) -> Outcome:
     )
 
 
+def _onnx_int8(setting: Setting, target: CountingEngine, tick: Tick) -> Outcome:
+    """Int8 weights against the float graph, within the tolerances of the profile.
+
+    The files besides: against the float engine with the same int8 weights, equal but for near ties.
+    """
+    reference, coarse = setting.build("float"), setting.build("float-int8")
+    parity = _compared(setting, target, reference, Isolation(reference), tick)
+    tolerances = setting.profile.tolerances
+    found = judge.within(parity, tolerances)
+    engine = cast("OnnxEngine", target.engine)
+    same = _compared(setting, engine, coarse, Isolation(coarse), lambda done: None)
+    found += judge.up_to_near_ties(same)
+    found += unrolled_findings(engine, coarse, setting.samples.images, setting.batch)
+    found += judge.evidence(parity)
+    rule = judge.rule("within", tolerances, parity.labelled)
+    whole = document.parity_json(parity)
+    return Outcome(whole, found, rule, _reference("float"), [], {"float", "onnx-int8"})
+
+
 def _lava(setting: Setting, target: CountingEngine, tick: Tick) -> Outcome:
     """Lava's fixed-point models against the integer engine: equal, raw and through NetX."""
     engines: list[Engine] = [target]
@@ -138,6 +157,7 @@ COMPARISONS: dict[str, Callable[[Setting, CountingEngine, Tick], Outcome]] = {
     "float": _float,
     "integer": _integer,
     "onnx": _onnx,
+    "onnx-int8": _onnx_int8,
     "lava": _lava,
     "hardware": _elsewhere,
     "recorded": _elsewhere,

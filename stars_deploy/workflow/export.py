@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from stars_deploy.simulation.recording import Recording
 from stars_deploy.targets.bundle import Golden, refuse_foreign, write_golden, write_manifest
 from stars_deploy.targets.findings import require_no_errors
 from stars_deploy.targets.loihi import Balance, LoweredNetwork, balance_named
+from stars_deploy.targets.onnx_options import DEFAULT, FILES, OnnxOptions, onnx_options
 from stars_deploy.validation.card import card_text
 from stars_deploy.validation.check import examine
 from stars_deploy.validation.engines import build_engine
@@ -58,29 +60,33 @@ def export(
     reading: Reading | None = None,
     golden_images: str = AUTO,
     balance: str = "relay",
+    opset: int | None = None,
+    onnx_weights: str | None = None,
 ) -> Json:
     """Write the bundle OUT of SOURCE: graph.nir, golden.npz, the targets, their kits, the seal.
 
     The bundle appears as a whole or not at all, and replaces nothing but a bundle. What was
     known about SOURCE (see workflow.evidence) comes along. `reading` says what a graph of
     another tool leaves open, `golden_images` which images are recorded (see golden_samples),
-    `balance` how skip connections wait on the chip: relay or delay.
+    `balance` how skip connections wait on the chip: relay or delay; `opset` and `onnx_weights` how
+    ONNX models are written (see OnnxOptions).
 
     Raises:
-        InputError: an unknown target or gain, or an OUT that would be lost.
+        InputError: an unknown target, gain or ONNX option, or an OUT that would be lost.
         GraphError, DoesNotFit: the graph cannot be lowered to the profile; lists every reason.
     """
     wanted = _checked(targets, golden, nir_gain)
+    models = onnx_options(opset, onnx_weights, "onnx" in wanted)
     chosen, way = load_profile(profile), balance_named(balance)
     refuse_foreign(out)
     opened = open_source(source, reading)
     with atomic_directory(out) as folder:
         write_graph(_with_gain(opened.graph, nir_gain), folder / "graph.nir")
         graph = read_graph(folder / "graph.nir")  # targets come from the file, not from memory
-        _write_targets(graph, wanted, chosen, way, folder)
+        _write_targets(graph, wanted, chosen, way, models, folder)
         samples = _record(graph, golden, golden_images, opened, folder)
         copy_evidence(opened, folder)
-        asked = _command(opened, wanted, profile, nir_gain, balance, golden, golden_images)
+        asked = _command(opened, wanted, profile, nir_gain, balance, golden, golden_images, models)
         add_evidence(graph, samples.images, asked, folder)
         manifest = write_manifest(
             folder,
@@ -94,6 +100,7 @@ def export(
         "bundle": str(out),
         "targets": wanted,
         "profile": manifest["profile"],
+        "onnx": None if models is None else dataclasses.asdict(models),
         "source": manifest["source"],
         "golden": {"n": len(samples.images), "source": samples.source},
         "notes": [str(note) for note in opened.notes],
@@ -121,10 +128,15 @@ def _with_gain(graph: nir.NIRGraph, gain: str) -> nir.NIRGraph:
 
 
 def _write_targets(
-    graph: nir.NIRGraph, targets: Sequence[str], profile: Profile, balance: Balance, folder: Path
+    graph: nir.NIRGraph,
+    targets: Sequence[str],
+    profile: Profile,
+    balance: Balance,
+    models: OnnxOptions | None,
+    folder: Path,
 ) -> None:
-    if "onnx" in targets:
-        write_onnx(graph, folder)
+    if models is not None:
+        write_onnx(graph, folder, models)
     if "loihi" in targets:
         examined = examine(graph, profile, balance)
         require_no_errors(examined.findings, f"this graph does not fit {profile.name}")
@@ -140,13 +152,17 @@ def _write_targets(
             shutil.copyfile(asset("export", name), folder / name)
 
 
-def write_onnx(graph: nir.NIRGraph, folder: Path) -> None:
-    """Write model.onnx and model_step.onnx."""
+def write_onnx(graph: nir.NIRGraph, folder: Path, options: OnnxOptions = DEFAULT) -> None:
+    """Write model.onnx and model_step.onnx, and for int8 weights the pair of those as well."""
     from stars_deploy.targets.onnx import build_onnx, build_step_onnx
 
-    for name, build in (("model.onnx", build_onnx), ("model_step.onnx", build_step_onnx)):
-        with atomic_path(folder / name) as temporary:
-            temporary.write_bytes(build(graph).SerializeToString(deterministic=True))
+    for weights, names in FILES.items():
+        if weights == "int8" and options.weights != "int8":
+            continue
+        chosen = dataclasses.replace(options, weights=weights)
+        for name, build in zip(names, (build_onnx, build_step_onnx), strict=True):
+            with atomic_path(folder / name) as temporary:
+                temporary.write_bytes(build(graph, chosen).SerializeToString(deterministic=True))
 
 
 def write_loihi(network: LoweredNetwork, folder: Path) -> None:
@@ -172,6 +188,8 @@ def _record(graph: nir.NIRGraph, count: int, choice: str, source: Source, folder
     }
     if (folder / "loihi").is_dir():
         answers["integer"] = build_engine("integer", graph, folder).run(samples.images)
+    if (folder / FILES["int8"][0]).is_file():
+        answers["float-int8"] = build_engine("float-int8", graph, folder).run(samples.images)
     golden = Golden(
         images=samples.images,
         labels=samples.labels.astype(np.int64),
@@ -195,7 +213,7 @@ def _seeds(source: Source) -> Json:
 
 def _command(
     source: Source, targets: Sequence[str], profile: str, gain: str, balance: str,
-    golden: int, golden_images: str,
+    golden: int, golden_images: str, models: OnnxOptions | None,
 ) -> str:  # fmt: skip
     """Return the command line that makes this bundle; files by name, not by place."""
     words = ["stars-deploy", "export", source.path.resolve().name]
@@ -203,6 +221,8 @@ def _command(
         words += ["--target", target]
     if "loihi" in targets:
         words += ["--profile", _name(profile), "--balance", balance]
+    if models is not None:
+        words += ["--opset", str(models.opset), "--onnx-weights", models.weights]
     words += ["--golden", str(golden), "--golden-images", _name(golden_images)]
     return shlex.join([*words, "--nir-gain", gain, "--out", "bundle"])
 

@@ -20,6 +20,7 @@ from stars_deploy.simulation.energy.activity import CountingEngine
 from stars_deploy.simulation.recording import Engine
 from stars_deploy.targets.bundle import read_golden
 from stars_deploy.targets.loihi import Balance, balance_named, lower
+from stars_deploy.targets.onnx_options import OnnxOptions, Weights
 from stars_deploy.validation.counts import state_of
 from stars_deploy.validation.document import engine_json
 from stars_deploy.validation.engines import NEEDS, build_engine, require_runnable
@@ -87,10 +88,11 @@ def _files(source: Source, engine: str, profile: Profile, balance: Balance, fold
         if bundle is not None and held and bundle.manifest["profile"] == profile.name:
             return bundle.path
         write_loihi(lower(source.graph, profile, balance), folder)
-    elif engine == "onnx":
+    elif engine in ("onnx", "onnx-int8"):
         if bundle is not None and held:
             return bundle.path
-        write_onnx(source.graph, folder)
+        weights: Weights = "int8" if engine == "onnx-int8" else "float32"
+        write_onnx(source.graph, folder, OnnxOptions(weights=weights))
     return folder
 
 

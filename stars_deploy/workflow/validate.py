@@ -14,6 +14,7 @@ from stars_deploy.files import json_text, read_json, sha256, write_texts
 from stars_deploy.simulation.energy.activity import CountingEngine
 from stars_deploy.simulation.recorded_engine import RecordedEngine
 from stars_deploy.targets.findings import Finding
+from stars_deploy.targets.onnx_options import FILES
 from stars_deploy.validation import document
 from stars_deploy.validation.card import card_text
 from stars_deploy.validation.check import check
@@ -81,9 +82,12 @@ def _self_check(setting: Setting, progress: Progress) -> list[Finding]:
         integer = setting.build("integer")
         found += golden_findings(setting.golden, "integer", integer, setting.batch)
         found += _lowering(setting, folder / "loihi")
-    if bundle.has("model.onnx"):
-        names = ("model.onnx", "model_step.onnx")
-        found += onnx_differences(graph, {name: bundle.file(name) for name in names})
+    for weights, (whole, _) in FILES.items():
+        if bundle.has(whole):
+            found += onnx_differences(graph, folder, weights)
+    if bundle.has(FILES["int8"][0]):
+        coarse = setting.build("float-int8")
+        found += golden_findings(setting.golden, "float-int8", coarse, setting.batch)
     progress("self-check", 1, 1)
     return found
 

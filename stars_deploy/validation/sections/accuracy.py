@@ -12,6 +12,7 @@ ENGINE_TITLES = {
     "float": "Float graph",
     "integer": "Integer parameters",
     "onnx": "ONNX model",
+    "onnx-int8": "ONNX model, int8 weights",
     "lava-fixed_pt": "Lava",
 }
 TEACHER, STUDENT = "Teacher (ANN)", "Student in training"
