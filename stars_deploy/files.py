@@ -7,12 +7,13 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import shutil
 import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ _DAMAGE = (
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` on success and is removed on error.
 
-    Raises: InputError where `path` is something else than a file: a folder, a device.
+    Raises: InputError where `path` is something else than a file: a folder, a device, a link.
     """
+    if path.is_symlink():  # neither the link nor what it points at was made here
+        raise InputError(f"{path}: is a symbolic link; remove it, or give the name of a file")
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: exists and is not a file; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,10 +77,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporaries of `atomic_path` for `path` whose process was killed."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}{re.escape(path.suffix)}")
+    for left in path.parent.glob(".*"):
+        if pattern.fullmatch(left.name) and left.is_file() and not left.is_symlink():
+            left.unlink()
+
+
 @contextlib.contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty directory that takes the place of `path` as a whole on success."""
-    path = path.absolute()
+def atomic_directory(path: Path, refuse: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Yield an empty directory that takes the place of `path` as a whole on success.
+
+    `refuse` raises unless what lies at `path` then may be removed; without it, only an empty
+    directory is replaced: OSError where something came there in the meantime.
+    """
+    path = path.absolute() if refuse else path.resolve()
     if path == Path.cwd():
         raise InputError(f"{path}: is the current folder and cannot be replaced; choose another")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +102,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
-        if path.exists():
+        if refuse and path.exists():
+            refuse(path)  # again: since the command began, somebody may have put a file there
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
             path.replace(old / "old")
             temporary.replace(path)
@@ -119,8 +135,12 @@ def write_texts(contents: Mapping[Path, str]) -> None:
 
 
 def json_text(value: Any) -> str:
-    """Return `value` as indented JSON; NaN and infinity are refused."""
-    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    """Return `value` as indented JSON; NaN and infinity are refused.
+
+    A byte of a file name that is no UTF-8 becomes a question mark.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "replace").decode()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -22,7 +22,8 @@ from stars_deploy.distillation.schedule import estimate
 from stars_deploy.distillation.session import Session
 from stars_deploy.distillation.stars import active
 from stars_deploy.errors import InputError
-from stars_deploy.files import read_json, sha256, write_json, write_text
+from stars_deploy.files import read_json, remove_leftovers, sha256, write_json, write_text
+from stars_deploy.locks import one_writer
 from stars_deploy.networks.base import Network
 from stars_deploy.networks.device import resolve
 from stars_deploy.networks.families import build_student, build_teacher
@@ -36,6 +37,7 @@ PICTURE = "synthetic.png"
 METHOD_NAMES = {"deepinversion": "DeepInversion", "cmi": "CMI", "nayer": "NAYER"}
 
 
+@one_writer("out")
 def distill(
     recipe: Recipe,
     out: Path,
@@ -172,9 +174,8 @@ def _claim(out: Path, recipe: Recipe, resume: bool) -> None:
         write_text(out / RECIPE, tomli_w.dumps(recipe.resolved()))
         return
     _same_recipe(out / RECIPE, recipe)
-    for name in (RECIPE, STUDENT, SUMMARY, PICTURE, checkpoint.FILE.name):
-        for left in out.rglob(f".{name}.*"):  # of a write that was killed
-            left.unlink()
+    for name in (RECIPE, STUDENT, SUMMARY, PICTURE, checkpoint.FILE):
+        remove_leftovers(out / name)
 
 
 def _same_recipe(path: Path, recipe: Recipe) -> None:
