@@ -24,6 +24,9 @@ from stars_deploy.errors import InputError
 
 Array = NDArray[Any]
 
+JSON_BYTES = 64 << 20
+UNPACKED, MOST_RATIO = 512 << 20, 64  # bytes a packed file may hold; or times its own size
+
 # What zipfile, zlib and NumPy raise for a damaged npz.
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -161,12 +164,32 @@ def parse_json(text: str) -> Any:
     return value
 
 
+def require_plain(path: Path, error: type[InputError], limit_bytes: int) -> None:
+    """Refuse what is no regular file (a pipe waits, a device never ends), or a larger one."""
+    if not path.exists():
+        raise error(f"{path}: no such file")
+    if not path.is_file():
+        raise error(f"{path}: not a file")
+    size = path.stat().st_size
+    if size > limit_bytes:
+        raise error(f"{path}: has {size} bytes, the limit for such a file is {limit_bytes}")
+
+
+def require_proportion(path: Path, declared: int, error: type[InputError]) -> None:
+    """Refuse a compressed file that unpacks to far more bytes than lie on the disk."""
+    most = max(UNPACKED, MOST_RATIO * path.stat().st_size)
+    if declared > most:
+        raise error(
+            f"{path}: unpacks to {declared} bytes, the limit for a file of its size is {most}; "
+            "if they are meant, store them uncompressed"
+        )
+
+
 def read_json(path: Path, error: type[InputError] = InputError) -> Any:
-    """Read a JSON file; `error` is raised when it is missing or malformed."""
+    """Read a JSON file; `error` is raised when it is missing, malformed or larger than 64 MiB."""
+    require_plain(path, error, JSON_BYTES)
     try:
         return parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise error(f"{path}: no such file") from None
     except ValueError as problem:
         raise error(f"{path}: not valid JSON ({problem})") from None
 
@@ -180,16 +203,19 @@ def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
 def read_npz(
     path: Path, error: type[InputError] = InputError, limit_bytes: int = 4 << 30
 ) -> dict[str, Array]:
-    """Read an npz without pickle; refuse one whose arrays declare more than `limit_bytes`."""
+    """Read an npz without pickle; refuse one whose arrays declare more than `limit_bytes`.
+
+    Or far more than lies on the disk (require_proportion), so memory stays near what is there.
+    """
+    require_plain(path, error, limit_bytes)
     try:
         with zipfile.ZipFile(path) as archive:
             total = sum(entry.file_size for entry in archive.infolist())
         if total > limit_bytes:
             raise error(f"{path}: holds {total} bytes of arrays, the limit is {limit_bytes}")
+        require_proportion(path, total, error)
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
-    except FileNotFoundError:
-        raise error(f"{path}: no such file") from None
     except _DAMAGE as problem:
         raise error(f"{path}: not a readable npz file ({problem})") from None
     for key, value in arrays.items():

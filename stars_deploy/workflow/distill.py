@@ -181,7 +181,7 @@ def _claim(out: Path, recipe: Recipe, resume: bool) -> None:
 def _same_recipe(path: Path, recipe: Recipe) -> None:
     try:
         before = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
         raise InputError(f"{path}: not valid TOML ({problem})") from None
     difference = _first_difference(before, tomllib.loads(tomli_w.dumps(recipe.resolved())))
     if difference is not None:
