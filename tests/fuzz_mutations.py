@@ -152,16 +152,18 @@ class Marker:
 def _array(rng: random.Random, array: np.ndarray) -> np.ndarray:
     kind = rng.randrange(12)
     size = array.size
+    if array.dtype.kind not in "fiub":  # a text, such as where images come from
+        return np.array(rng.choice([*NUMBERS[:20], *TEXTS, None]))
     if kind == 0:
         return array.astype(rng.choice(["f4", "f8", "i1", "i4", "u8", "?", "c16", "f2"]))
     if kind == 1:
         return array.reshape(rng.choice([(-1,), (1, *array.shape), (*array.shape, 1)]))
     if kind == 2:
-        return array[..., :0] if array.ndim else array
+        return array[..., :0] if array.ndim else np.zeros(3, array.dtype)
     if kind == 3:
         return np.array(rng.choice(TEXTS))
     if kind == 4:
-        return np.array(value(rng, 3), dtype=object)
+        return np.array([value(rng, 3)], dtype=object)
     if kind == 5:
         return np.zeros(rng.choice([(0,), (0, 1 << 40), (), (3,), (1, 1, 1, 1)]), array.dtype)
     if kind == 6:

@@ -337,6 +337,7 @@ READERS = [
     Reader("validation.json", bundle, "validation.json", [J, J, B], _validated("integer"), 1.5),
     Reader("training.json", bundle, "training.json", [J, J, B], _validated("float"), 1.5,
            _resealed),
+    Reader("manifest, validated", bundle, "manifest.json", [J], _validated("float"), 1.5),
     Reader("golden, validated", bundle, "golden.npz", [N], _validated("integer"), 1.5, _resealed),
     Reader("network.json, validated", bundle, "loihi/network.json", [J], _validated("integer"), 1.5,
            _resealed),

@@ -1,7 +1,7 @@
-"""Run as a script: try many damaged inputs of one reader; print a JSON line of what happened.
+"""Run as a script: try many damaged inputs of readers; print a JSON line for each reader.
 
-Usage: fuzz_try.py READER FIRST_SEED SECONDS MOST. A process of its own, because a library that
-crashes on a damaged file takes the process with it.
+Usage: fuzz_try.py FIRST_SEED SECONDS MOST READER... In a process of its own, because a library
+that crashes on a damaged file takes the process with it; stderr says which input was tried.
 """
 
 from __future__ import annotations
@@ -17,49 +17,66 @@ import traceback
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import fuzzing
-from fuzz_readers import READERS
+from fuzz_readers import READERS, Reader
 
 from stars_deploy.console import settings
 
 
-def main(name: str, first: int, seconds: float, most: int) -> None:
-    settings.quiet = True
-    warnings.simplefilter("error")
-    reader = next(item for item in READERS if item.name == name)
-    reader.make()
+def try_one(reader: Reader, seed: int) -> fuzzing.Outcome:
+    """Read the input of one seed; fuzzing.Broken where the contract is broken."""
     with tempfile.TemporaryDirectory() as folder:
+        damaged = reader.damaged(random.Random(seed), Path(folder))
+        outcome = fuzzing.attempt(partial(reader.read, damaged))
+        if list(Path(folder).rglob("unpickled")):
+            raise fuzzing.Broken("a pickle was executed")
+        return outcome
+
+
+def try_many(reader: Reader, first: int, seconds: float, most: int) -> dict[str, Any]:
+    """Try seeds from `first` on, and say what happened."""
+    with tempfile.TemporaryDirectory() as folder:  # the valid files are read
         reader.read(Path(shutil.copytree(reader.make(), Path(folder) / "input")))
     tried, refused, slowest, largest = 0, 0, 0.0, 0
-    broken: dict[str, list[int]] = collections.defaultdict(list)
+    broken: dict[str, list[Any]] = collections.defaultdict(list)
     end = time.monotonic() + seconds
     while time.monotonic() < end and tried < most:
         seed = first + tried
-        print(json.dumps({"reader": name, "trying": seed}), file=sys.stderr, flush=True)
+        print(json.dumps({"reader": reader.name, "trying": seed}), file=sys.stderr, flush=True)
         tried += 1
-        with tempfile.TemporaryDirectory() as folder:
-            damaged = reader.damaged(random.Random(seed), Path(folder))
-            try:
-                outcome = fuzzing.attempt(partial(reader.read, damaged))
-                refused += outcome.refused is not None
-                slowest = max(slowest, outcome.seconds)
-                largest = max(largest, outcome.bytes)
-            except fuzzing.Broken as problem:
-                cause = problem.__cause__
-                at = traceback.extract_tb(cause.__traceback__)[-1] if cause else None
-                where = f" at {Path(at.filename).name}:{at.lineno}" if at else ""
-                broken[f"{type(cause).__name__}{where}" if cause else str(problem)].append(seed)
-                print(json.dumps({"seed": seed, "problem": str(problem)}), file=sys.stderr)
-            if list(Path(folder).rglob("unpickled")):
-                broken["a pickle was executed"].append(seed)
-    print(json.dumps({
-        "reader": name, "tried": tried, "refused": refused, "seconds_max": round(slowest, 3),
+        try:
+            outcome = try_one(reader, seed)
+        except fuzzing.Broken as problem:
+            broken[_place(problem)].append([seed, str(problem)])
+            continue
+        refused += outcome.refused is not None
+        slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.bytes)
+    return {
+        "reader": reader.name,
+        "tried": tried,
+        "refused": refused,
+        "seconds_max": round(slowest, 3),
         "mib_max": round(largest / 2**20, 1),
-        "broken": {text: seeds[:5] for text, seeds in broken.items()},
         "broken_n": sum(map(len, broken.values())),
-    }))  # fmt: skip
+        "broken": {place: seeds[:2] for place, seeds in broken.items()},
+    }
+
+
+def _place(problem: fuzzing.Broken) -> str:
+    cause = problem.__cause__
+    if cause is None:
+        return str(problem)
+    frames = [x for x in traceback.extract_tb(cause.__traceback__) if "stars_deploy" in x.filename]
+    last = frames[-1]
+    return f"{type(cause).__name__} at {Path(last.filename).name}:{last.lineno}"
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
+    settings.quiet = True
+    warnings.simplefilter("error")
+    begin, limit, count = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    for chosen in READERS:
+        if chosen.name in sys.argv[4:] or len(sys.argv) == 4:
+            print(json.dumps(try_many(chosen, begin, limit, count)), flush=True)

@@ -16,7 +16,10 @@ from stars_deploy.networks.cnn import Cnn
 from stars_deploy.networks.resnet import ResNet, Shortcut, Style
 from stars_deploy.networks.vgg import VGG16, Pooling, Vgg
 
-Positive = Annotated[int, Field(ge=1, strict=True)]
+Positive = Annotated[int, Field(ge=1, le=1 << 16, strict=True)]
+Depth = Annotated[int, Field(ge=1, le=256, strict=True)]  # blocks
+MOST_BLOCKS = 1024
+MOST_PARAMETERS = 1 << 28  # 1 GiB of float32
 TWIN = "twin"  # as student.architecture: the teacher's family
 
 
@@ -34,7 +37,7 @@ class Args(BaseModel):
 class CnnArgs(Args):
     """Family cnn: channels and stride of every block."""
 
-    channels: list[Positive] = Field(min_length=1)
+    channels: list[Positive] = Field(min_length=1, max_length=MOST_BLOCKS)
     strides: list[Positive]
 
     @model_validator(mode="after")
@@ -56,7 +59,7 @@ class ResNetArgs(Args):
     style: Style = "post_add"
     shortcut: Shortcut | None = None  # where the shape changes; None: as the family's authors
     hidden: Positive | None = None  # width of a layer with an activation before the read-out
-    blocks: list[Positive] | None = None  # per stage; None: the family's depth
+    blocks: list[Depth] | None = None  # per stage; None: the family's depth
 
 
 class Family(NamedTuple):
@@ -173,7 +176,21 @@ def _build(
     except ValidationError as problem:
         detail = explain(problem, family.args)
         raise RecipeError(f"arguments of family {name!r}: {detail}") from None
+    _require_size(key, family, data, parsed, spiking)
     return family.build(data, parsed, spiking)
+
+
+def _require_size(
+    key: str, family: Family, data: Data, args: Args, spiking: Spiking | None
+) -> None:
+    """Build it without memory first: a digit too many would fill the machine's."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        size = sum(tensor.numel() for tensor in family.build(data, args, spiking).parameters())
+    if size > MOST_PARAMETERS:
+        raise RecipeError(
+            f"{key}: the network would have {size} parameters, at most {MOST_PARAMETERS} are "
+            "built; use fewer channels"
+        )
 
 
 def _threshold_dependent(network: Network, weight: float) -> None:

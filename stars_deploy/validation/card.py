@@ -14,6 +14,7 @@ from stars_deploy.graph.geometry import input_shape
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.order import spiking_nodes
 from stars_deploy.validation.report import all_runs
+from stars_deploy.validation.training import read_training
 
 Json = Mapping[str, Any]
 
@@ -22,7 +23,7 @@ def card_text(bundle: Path, graph: nir.NIRGraph, validation: Json | None) -> str
     """Return BUNDLE/card.md; `validation` is None before the first `validate`."""
     manifest = read_json(bundle / "manifest.json")
     training = bundle / "training.json"
-    measured = read_json(training) if training.is_file() else None
+    measured = read_training(training) if training.is_file() else None
     runs = all_runs(validation) if validation else []
     parts = [
         _front_matter(manifest, measured),

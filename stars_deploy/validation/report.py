@@ -13,6 +13,7 @@ import numpy as np
 from stars_deploy.files import read_json
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.targets.bundle import Golden, read_golden
+from stars_deploy.validation.training import read_training
 
 Json = dict[str, Any]
 TEMPLATE = "report.html.j2"
@@ -90,7 +91,7 @@ def _summary(runs: Sequence[Json], failed: Sequence[Json]) -> str:
 def _tiles(bundle: Path, runs: Sequence[Json]) -> list[Json]:
     tiles = []
     if (bundle / "training.json").is_file():
-        training = read_json(bundle / "training.json")
+        training = read_training(bundle / "training.json")
         note = f"{training['n']:,} images, {training['device']}, measured"
         if "teacher_accuracy" in training:
             tiles.append(_tile("Teacher (ANN)", training["teacher_accuracy"], note))

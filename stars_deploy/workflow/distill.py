@@ -100,7 +100,8 @@ def _keep_images(
     if images is None:
         return
     if state is not None:
-        images.cut_back(state["session"]["pool"]["added"])
+        with checkpoint.restoring(images.path):
+            images.cut_back(state["session"]["pool"]["added"])
     session.pool.keep = images.write
 
 
