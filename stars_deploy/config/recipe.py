@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticSerializationError
+from pydantic_core import ErrorDetails
 
 from stars_deploy.assets import asset
 from stars_deploy.errors import RecipeError, nearest
@@ -406,8 +406,6 @@ def parse_recipe(
         recipe = Recipe.model_validate(document)
         recipe.resolved()
         return recipe
-    except (RecursionError, PydanticSerializationError):
-        raise RecipeError(f"{origin}: values are nested too deeply") from None
     except ValidationError as problem:
         lines: dict[str, list[str]] = {}
         for error in problem.errors():
@@ -415,6 +413,8 @@ def parse_recipe(
             lines.setdefault(source, []).append(_explain_one(error, Recipe))
         text = "; ".join(f"{source}: {'; '.join(found)}" for source, found in lines.items())
         raise RecipeError(text) from None
+    except (RecursionError, ValueError):  # of what writing it out again would meet
+        raise RecipeError(f"{origin}: values are nested too deeply") from None
 
 
 def _source(location: Sequence[str | int], origin: str, given: Mapping[str, str]) -> str:

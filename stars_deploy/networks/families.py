@@ -7,7 +7,8 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from stars_deploy.config.recipe import Data, Recipe, explain
 from stars_deploy.errors import RecipeError, nearest
@@ -180,11 +181,19 @@ def _build(
     return family.build(data, parsed, spiking)
 
 
+class _NoDraws(TorchFunctionMode):
+    """Weights stay as they are: drawing them without memory imports torch's compiler, seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        drawn = func in (Tensor.normal_, Tensor.uniform_)
+        return args[0] if drawn else func(*args, **(kwargs or {}))
+
+
 def _require_size(
     key: str, family: Family, data: Data, args: Args, spiking: Spiking | None
 ) -> None:
     """Build it without memory first: a digit too many would fill the machine's."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.device("meta"), _NoDraws():
         size = sum(tensor.numel() for tensor in family.build(data, args, spiking).parameters())
     if size > MOST_PARAMETERS:
         raise RecipeError(
