@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import random
 import struct
@@ -140,13 +141,13 @@ def flip_bytes(rng: random.Random, path: Path) -> None:
 
 
 class Marker:
-    """Unpickled, it creates a file: proof that somebody unpickled it."""
+    """Unpickled, it creates a folder: proof that somebody unpickled it."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (open, (self.path, "w"))
+        return (os.mkdir, (self.path,))
 
 
 def _array(rng: random.Random, array: np.ndarray) -> np.ndarray:

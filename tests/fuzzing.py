@@ -19,7 +19,8 @@ from typing import Any
 
 from stars_deploy.errors import StarsError
 
-MOST_SECONDS = 10.0
+MOST_SECONDS = 10.0  # of the processor: others may share the machine
+MOST_WAITING = 60.0  # on the clock, for a reader that waits
 MOST_BYTES = 1 << 30
 _ADDRESS_SPACE = 4 << 30  # beyond what is mapped already
 
@@ -34,7 +35,7 @@ class _TooSlow(BaseException):  # nobody catches it on the way
 
 @dataclass(frozen=True)
 class Outcome:
-    """One call: seconds, bytes of memory at its peak above the start, the message if refused."""
+    """One call: seconds of the processor, bytes of memory at its peak above the start, the message if refused."""
 
     seconds: float
     bytes: int
@@ -44,7 +45,7 @@ class Outcome:
 def attempt(read: Callable[[], Any]) -> Outcome:
     """Call a reader; Broken where it does anything but succeed or refuse within the limits."""
     before = _start_of_peak()
-    begun = time.perf_counter()
+    begun = time.process_time()
     refused = None
     try:
         with _timer(), _address_space():
@@ -58,10 +59,10 @@ def attempt(read: Callable[[], Any]) -> Outcome:
         if error.filename is None:
             raise Broken(f"an OSError without a file: {error!r}") from error
     except _TooSlow:
-        raise Broken(f"longer than {MOST_SECONDS} s") from None
+        raise Broken("took too long") from None
     except Exception as error:
         raise Broken(f"{type(error).__name__}: {str(error)[:300]}") from error
-    outcome = Outcome(time.perf_counter() - begun, _peak() - before, refused)
+    outcome = Outcome(time.process_time() - begun, _peak() - before, refused)
     if outcome.bytes > MOST_BYTES:
         raise Broken(f"{outcome.bytes / 2**20:.0f} MiB of memory")
     return outcome
@@ -77,13 +78,19 @@ def _timer() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise _TooSlow
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
+    timers = {
+        signal.SIGALRM: (signal.ITIMER_REAL, MOST_WAITING),
+        signal.SIGPROF: (signal.ITIMER_PROF, MOST_SECONDS),
+    }
+    before = {number: signal.signal(number, stop) for number in timers}
     try:
+        for timer, seconds in timers.values():
+            signal.setitimer(timer, seconds, 0.5)  # again: what a callback raises may be lost
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, (timer, _) in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
 
 
 @contextlib.contextmanager

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import fuzzing
@@ -31,6 +33,8 @@ def inputs(reader: Reader, seconds: float) -> int:
 
 def fuzz(reader: Reader, count: int) -> None:
     console.settings.quiet = True
+    with tempfile.TemporaryDirectory() as folder:  # undamaged, the files are read
+        reader.read(Path(shutil.copytree(reader.make(), Path(folder) / "input")))
 
     @settings(max_examples=count, suppress_health_check=list(HealthCheck))
     @given(st.integers(0, 1 << 32))
@@ -55,13 +59,6 @@ def test_much_damage_is_refused_or_read(reader):
 
 
 @pytest.mark.parametrize("reader", READERS, ids=ids)
-def test_the_files_are_valid_before_they_are_damaged(reader, tmp_path):
-    import shutil
-
-    reader.read(Path(shutil.copytree(reader.make(), tmp_path / "input")))
-
-
-@pytest.mark.parametrize("reader", READERS, ids=ids)
 def test_most_damage_comes_past_the_first_line_of_defence_or_is_seen(reader):
     """Whatever the mutations do, they change the file."""
     same = 0
@@ -79,9 +76,10 @@ def test_most_damage_comes_past_the_first_line_of_defence_or_is_seen(reader):
 # ---- the contract itself ---------------------------------------------------------------------
 
 
-def test_a_reader_that_allocates_too_much_is_caught():
+def test_a_reader_that_allocates_too_much_is_caught(monkeypatch):
+    monkeypatch.setattr(fuzzing, "MOST_BYTES", 150 << 20)
     with pytest.raises(fuzzing.Broken, match="MiB of memory"):
-        fuzzing.attempt(lambda: np.ones(1200 << 20, np.uint8))
+        fuzzing.attempt(lambda: np.ones(200 << 20, np.uint8))
     with pytest.raises(fuzzing.Broken, match="MemoryError"):
         fuzzing.attempt(lambda: np.zeros(100 << 30, np.uint8))
     assert fuzzing.attempt(lambda: np.ones(100 << 20, np.uint8)).bytes > 90 << 20
@@ -94,8 +92,10 @@ def test_a_reader_that_hangs_raises_or_says_nothing_is_caught(monkeypatch):
         raise error
 
     monkeypatch.setattr(fuzzing, "MOST_SECONDS", 0.2)
-    with pytest.raises(fuzzing.Broken, match=r"longer than 0\.2 s"):
-        fuzzing.attempt(lambda: [None for _ in iter(int, 1)])
+    monkeypatch.setattr(fuzzing, "MOST_WAITING", 1.0)
+    for hang in (lambda: [None for _ in iter(int, 1)], lambda: time.sleep(60)):
+        with pytest.raises(fuzzing.Broken, match="took too long"):
+            fuzzing.attempt(hang)
     for error in (KeyError("x"), InputError("x"), StarsError("a defect of ours, in many words")):
         with pytest.raises(fuzzing.Broken):
             fuzzing.attempt(lambda error=error: refuse(error))

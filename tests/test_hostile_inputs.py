@@ -262,6 +262,40 @@ def test_checkpoints_whose_entries_are_others(change, tmp_path):
         checkpoint.load(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[]", "1", "{}", '{"wall_time_s": "long"}'])
+def test_a_summary_that_is_none(text, tmp_path):
+    import shutil
+
+    from stars_deploy.workflow.distill import distill
+
+    out = shutil.copytree(run(), tmp_path / "run")
+    (out / "summary.json").write_text(text)
+    recipe = model() / "recipe.toml"
+    chosen = load_recipe(recipe)
+    refused(lambda: distill(chosen, out, origin=recipe, resume=True), "not the summary of a run")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 7 EiB"),
+        RuntimeError("[..] DefaultCPUAllocator: can't alloc"),
+    ],
+)
+def test_memory_that_runs_out_is_no_defect(error, capsys):
+    import typer
+
+    from stars_deploy.cli.base import command
+
+    def fill():
+        raise error
+
+    with pytest.raises(typer.Exit) as ended:
+        command(fill)()
+    said = capsys.readouterr().err
+    assert ended.value.exit_code == 2 and "not enough memory" in said and "fewer images" in said
+
+
 # ---- names that reach a terminal -------------------------------------------------------------
 
 

@@ -80,7 +80,7 @@ def distill(
     _claim(out, recipe, resume)
     if (out / SUMMARY).is_file():
         say(f"{out}: this run is complete; nothing to resume")
-        return dict(read_json(out / SUMMARY))
+        return _read_summary(out / SUMMARY)
     state = checkpoint.load(out)
     _keep_images(session, images, state)
     with threads(recipe.run.threads if state is None else state["threads"]):
@@ -90,6 +90,16 @@ def distill(
         draw_pool(session.pool, recipe.data.classes, out / PICTURE)
         summary = _summary(session, seconds)
     write_json(out / SUMMARY, summary)
+    return summary
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    summary = read_json(path)
+    needed = ("wall_time_s", "student_updates", "synthetic_images")
+    if not isinstance(summary, dict) or not all(
+        isinstance(summary.get(key), int | float) for key in needed
+    ):
+        raise InputError(f"{path}: not the summary of a run; delete the run and start it again")
     return summary
 
 
