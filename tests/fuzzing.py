@@ -35,7 +35,7 @@ class _TooSlow(BaseException):  # nobody catches it on the way
 
 @dataclass(frozen=True)
 class Outcome:
-    """One call: seconds of the processor, bytes of memory at its peak above the start, the message if refused."""
+    """One call: seconds of the processor, most bytes above the start, the message if refused."""
 
     seconds: float
     bytes: int
