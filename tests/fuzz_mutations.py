@@ -266,7 +266,9 @@ def _edit_object(rng: random.Random, file: h5py.File, name: str) -> None:
     if kind == 0:
         del file[name]
     elif kind == 1:
-        file.move(name, f"{name.rpartition('/')[0]}/{rng.choice(['x', 'é', 'type', 'a b', '0'])}")
+        other = f"{name.rpartition('/')[0]}/{rng.choice(['x', 'é', 'type', 'a b', '0'])}"
+        if other not in file:
+            file.move(name, other)
     elif kind == 2:
         item.attrs["note"] = rng.choice([1, "x", np.zeros(100), np.nan])
     elif kind == 3:
