@@ -57,12 +57,12 @@ def stderr() -> Console:
 def say(text: str) -> None:
     """Print a line for people, unless --quiet."""
     if not settings.quiet:
-        stderr().print(text, markup=False)
+        stderr().print(printable(text), markup=False)
 
 
 def complain(text: str) -> None:
     """Print an error, also under --quiet."""
-    stderr().print(text, markup=False, style="bold red")
+    stderr().print(printable(text), markup=False, style="bold red")
 
 
 def show(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
@@ -71,16 +71,24 @@ def show(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> N
         return
     from rich.markup import escape
 
-    table = _table(title)
+    table = _table(escape(printable(title)))
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(_cell(value)) for value in row))
+        table.add_row(*(escape(printable(_cell(value))) for value in row))
     console = stderr()
     console.soft_wrap = False
     if not on_terminal():
         console.width = PIPED_WIDTH
     console.print(table)
+
+
+def printable(text: str) -> str:
+    """Return `text` with what would steer a terminal or hide written as escapes.
+
+    Names come from files: one may hold colours, a new window title, or text that runs backwards.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t\u00a0" else ascii(c)[1:-1] for c in text)
 
 
 def _table(title: str) -> Table:
@@ -101,7 +109,9 @@ def _cell(value: Any) -> str:
 def emit(result: Mapping[str, Any]) -> None:
     """Print the command's result as one JSON object on stdout, if --json was given."""
     if settings.json:
-        write_stdout(json.dumps(result, allow_nan=False, ensure_ascii=False) + "\n")
+        text = json.dumps(result, allow_nan=False, ensure_ascii=False) + "\n"
+        # A byte of a file name that is no UTF-8 stands as an escape, which JSON has too.
+        write_stdout(text.encode("utf-8", "backslashreplace").decode())
 
 
 def write_stdout(text: str) -> None:

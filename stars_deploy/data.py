@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stars_deploy.assets import asset
 from stars_deploy.config.recipe import Data
 from stars_deploy.errors import DataError, nearest
-from stars_deploy.files import read_npz
+from stars_deploy.files import read_npz, require_plain, require_proportion
 from stars_deploy.image_files import IMAGE_SPLITS, image_folder, jpeg_images
 
 Split = Literal["train", "test"]
@@ -67,10 +67,10 @@ def _open(spec: str, data: Data, split: Split) -> tuple[NDArray[Any], NDArray[An
             return *image_folder(path, data, split), str(path)
         if any(path.glob("*.npz")):
             found = _npz_of(path, split)
-            return *_npz(found), str(found)
+            return *_npz(found, data), str(found)
         return *_idx_folder(path, split), str(path)
     if path.is_file():
-        return *_npz(path), str(path)
+        return *_npz(path, data), str(path)
     if spec in NAMED:
         return *_named(spec, split), spec
     raise DataError(
@@ -85,7 +85,7 @@ def _evaluation(data: Data, split: Split) -> tuple[NDArray[Any], NDArray[Any]]:
         raise DataError(f"data {EVALUATION!r} holds test images only; name the data set itself")
     if not path.is_file():
         raise DataError(f"data {EVALUATION!r}: no packaged subset for data set {data.name!r}")
-    return _npz(path)
+    return _npz(path, data)
 
 
 def _npz_of(folder: Path, split: Split) -> Path:
@@ -96,10 +96,10 @@ def _npz_of(folder: Path, split: Split) -> Path:
     return found[0]
 
 
-def _npz(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+def _npz(path: Path, data: Data) -> tuple[NDArray[Any], NDArray[Any]]:
     arrays = read_npz(path, DataError)
     if "jpeg" in arrays:
-        return jpeg_images(arrays, path)
+        return jpeg_images(arrays, path, data)
     for key in ("images", "labels"):
         if key not in arrays:
             found = ", ".join(arrays) or "nothing"
@@ -125,6 +125,7 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     opened = gzip.open if path.suffix == ".gz" else Path.open
     dimensions = 3 if "idx3" in path.name else 1
     try:
+        require_plain(path, DataError, _IDX_LIMIT)
         with opened(path, "rb") as stream:
             header = stream.read(4 + 4 * dimensions)
             if header[:4] != bytes([0, 0, 8, dimensions]):
@@ -133,12 +134,14 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
             count = int(np.prod(shape, dtype=object))
             if count > _IDX_LIMIT:
                 raise DataError(f"{path}: declares {count} bytes, the limit is {_IDX_LIMIT}")
-            content = stream.read(count + 1)
+            require_proportion(path, count, DataError)
+            content = bytearray(count)  # writable, for torch
+            filled = stream.readinto(content) + len(stream.read(1))
     except (OSError, EOFError, zlib.error, struct.error) as problem:
         raise DataError(f"{path}: truncated or not a readable idx file ({problem})") from None
-    if len(content) != count:
-        raise DataError(f"{path}: holds {len(content)} bytes of values, its header says {count}")
-    return np.frombuffer(bytearray(content), np.uint8).reshape(shape)  # writable, for torch
+    if filled != count:
+        raise DataError(f"{path}: holds {filled} bytes of values or more, its header says {count}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def cache_folder() -> Path:

@@ -7,12 +7,13 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import shutil
 import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from numpy.typing import NDArray
 from stars_deploy.errors import InputError
 
 Array = NDArray[Any]
+
+JSON_BYTES = 64 << 20
+UNPACKED, MOST_RATIO = 512 << 20, 64  # bytes a packed file may hold; or times its own size
 
 # What zipfile, zlib and NumPy raise for a damaged npz.
 _DAMAGE = (
@@ -46,8 +50,10 @@ _DAMAGE = (
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` on success and is removed on error.
 
-    Raises: InputError where `path` is something else than a file: a folder, a device.
+    Raises: InputError where `path` is something else than a file: a folder, a device, a link.
     """
+    if path.is_symlink():  # neither the link nor what it points at was made here
+        raise InputError(f"{path}: is a symbolic link; remove it, or give the name of a file")
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: exists and is not a file; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,10 +80,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporaries of `atomic_path` for `path` whose process was killed."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}{re.escape(path.suffix)}")
+    for left in path.parent.glob(".*"):
+        if pattern.fullmatch(left.name) and left.is_file() and not left.is_symlink():
+            left.unlink()
+
+
 @contextlib.contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty directory that takes the place of `path` as a whole on success."""
-    path = path.absolute()
+def atomic_directory(path: Path, refuse: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Yield an empty directory that takes the place of `path` as a whole on success.
+
+    `refuse` raises unless what lies at `path` then may be removed; without it, only an empty
+    directory is replaced: OSError where something came there in the meantime.
+    """
+    path = path.absolute() if refuse else path.resolve()
     if path == Path.cwd():
         raise InputError(f"{path}: is the current folder and cannot be replaced; choose another")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +105,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
-        if path.exists():
+        if refuse and path.exists():
+            refuse(path)  # again: since the command began, somebody may have put a file there
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
             path.replace(old / "old")
             temporary.replace(path)
@@ -119,8 +138,12 @@ def write_texts(contents: Mapping[Path, str]) -> None:
 
 
 def json_text(value: Any) -> str:
-    """Return `value` as indented JSON; NaN and infinity are refused."""
-    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    """Return `value` as indented JSON; NaN and infinity are refused.
+
+    A byte of a file name that is no UTF-8 becomes a question mark.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "replace").decode()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -141,12 +164,32 @@ def parse_json(text: str) -> Any:
     return value
 
 
+def require_plain(path: Path, error: type[InputError], limit_bytes: int) -> None:
+    """Refuse what is no regular file (a pipe waits, a device never ends), or a larger one."""
+    if not path.exists():
+        raise error(f"{path}: no such file")
+    if not path.is_file():
+        raise error(f"{path}: not a file")
+    size = path.stat().st_size
+    if size > limit_bytes:
+        raise error(f"{path}: has {size} bytes, the limit for such a file is {limit_bytes}")
+
+
+def require_proportion(path: Path, declared: int, error: type[InputError]) -> None:
+    """Refuse a compressed file that unpacks to far more bytes than lie on the disk."""
+    most = max(UNPACKED, MOST_RATIO * path.stat().st_size)
+    if declared > most:
+        raise error(
+            f"{path}: unpacks to {declared} bytes, the limit for a file of its size is {most}; "
+            "if they are meant, store them uncompressed"
+        )
+
+
 def read_json(path: Path, error: type[InputError] = InputError) -> Any:
-    """Read a JSON file; `error` is raised when it is missing or malformed."""
+    """Read a JSON file; `error` is raised when it is missing, malformed or larger than 64 MiB."""
+    require_plain(path, error, JSON_BYTES)
     try:
         return parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise error(f"{path}: no such file") from None
     except ValueError as problem:
         raise error(f"{path}: not valid JSON ({problem})") from None
 
@@ -160,16 +203,19 @@ def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
 def read_npz(
     path: Path, error: type[InputError] = InputError, limit_bytes: int = 4 << 30
 ) -> dict[str, Array]:
-    """Read an npz without pickle; refuse one whose arrays declare more than `limit_bytes`."""
+    """Read an npz without pickle; refuse one whose arrays declare more than `limit_bytes`.
+
+    Or far more than lies on the disk (require_proportion), so memory stays near what is there.
+    """
+    require_plain(path, error, limit_bytes)
     try:
         with zipfile.ZipFile(path) as archive:
             total = sum(entry.file_size for entry in archive.infolist())
         if total > limit_bytes:
             raise error(f"{path}: holds {total} bytes of arrays, the limit is {limit_bytes}")
+        require_proportion(path, total, error)
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
-    except FileNotFoundError:
-        raise error(f"{path}: no such file") from None
     except _DAMAGE as problem:
         raise error(f"{path}: not a readable npz file ({problem})") from None
     for key, value in arrays.items():

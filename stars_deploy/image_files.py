@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
+import struct
+import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +17,19 @@ from numpy.typing import NDArray
 
 from stars_deploy.config.recipe import Data
 from stars_deploy.errors import DataError
+from stars_deploy.files import require_plain
 
 IMAGE_SPLITS = {"train": ("train",), "test": ("test", "val")}  # folder names, the first that exists
+FORMATS = ("PNG", "JPEG", "BMP")
+MOST_PIXELS = 1 << 24  # of one image: a few kilobytes may stand for gigabytes
+MOST_BYTES = 256 << 20  # of one file
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 ANNOTATIONS = "val_annotations.txt"  # of Tiny-ImageNet, whose val/ has no class folders
 
 Pair = tuple[NDArray[Any], NDArray[Any]]
 
 
-def jpeg_images(arrays: Mapping[str, NDArray[Any]], path: Path) -> Pair:
+def jpeg_images(arrays: Mapping[str, NDArray[Any]], path: Path, data: Data) -> Pair:
     """Return images [N, C, H, W] and labels of arrays `jpeg`, `offsets` [N+1] and `labels`.
 
     Raises:
@@ -47,7 +55,7 @@ def jpeg_images(arrays: Mapping[str, NDArray[Any]], path: Path) -> Pair:
         _decode(whole[first:last], f"{path}: image {number}")
         for number, (first, last) in enumerate(itertools.pairwise(offsets))
     )
-    return _stacked(images, len(offsets) - 1, str(path)), arrays["labels"]
+    return _stacked(images, len(offsets) - 1, data, str(path)), arrays["labels"]
 
 
 def image_folder(folder: Path, data: Data, split: str) -> Pair:
@@ -73,9 +81,14 @@ def image_folder(folder: Path, data: Data, split: str) -> Pair:
         )
     files = sorted(listed, key=lambda path: (index[listed[path]], path))
     grey = data.shape[0] == 1
-    images = (_decode(path.read_bytes(), str(path), grey) for path in files)
+    images = (_decode(_content(path), str(path), grey) for path in files)
     labels = np.array([index[listed[path]] for path in files], np.int64)
-    return _stacked(images, len(files), str(place)), labels
+    return _stacked(images, len(files), data, str(place)), labels
+
+
+def _content(path: Path) -> bytes:
+    require_plain(path, DataError, MOST_BYTES)
+    return path.read_bytes()
 
 
 def _split_folder(folder: Path, split: str) -> Path:
@@ -104,13 +117,14 @@ def _by_folder(place: Path) -> dict[Path, str]:
 
 
 def _annotated(place: Path) -> Iterator[tuple[Path, str]]:
+    require_plain(place / ANNOTATIONS, DataError, MOST_BYTES)
     try:
         lines = (place / ANNOTATIONS).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as problem:
         raise DataError(f"{place / ANNOTATIONS}: not a text file ({problem})") from None
     for number, line in enumerate(lines, start=1):
         fields = line.split("\t")
-        if len(fields) < 2:
+        if len(fields) < 2 or Path(fields[0]).name != fields[0]:
             raise DataError(f"{place / ANNOTATIONS}: line {number} has no file and class")
         yield place / "images" / fields[0], fields[1]
 
@@ -120,7 +134,12 @@ def _decode(content: bytes, origin: str, grey: bool | None = None) -> NDArray[np
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with _no_bombs(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise DataError(
+                    f"{origin}: {image.width} x {image.height} pixels, at most {MOST_PIXELS} are "
+                    "decoded; make the image smaller"
+                )
             mode = image.mode if grey is None else ("L" if grey else "RGB")
             pixels = np.asarray(image.convert("L" if mode == "L" else "RGB"))
     except (
@@ -129,15 +148,37 @@ def _decode(content: bytes, origin: str, grey: bool | None = None) -> NDArray[np
         ValueError,
         SyntaxError,  # Pillow's word for a PNG that breaks off in the middle
         Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+        zlib.error,
+        struct.error,
+        OverflowError,
+        MemoryError,
     ) as problem:
         raise DataError(f"{origin}: not a readable image ({problem})") from None
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _stacked(images: Iterator[NDArray[np.uint8]], count: int, origin: str) -> NDArray[np.uint8]:
+@contextlib.contextmanager
+def _no_bombs() -> Iterator[None]:
+    """Make Pillow's warning of a picture of very many pixels an error."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _stacked(
+    images: Iterator[NDArray[np.uint8]], count: int, data: Data, origin: str
+) -> NDArray[np.uint8]:
     """Return `count` images as one array, made without holding them twice."""
     stack: NDArray[np.uint8] | None = None
     for number, image in enumerate(images):
+        if image.shape != data.shape:
+            raise DataError(
+                f"{origin}: image {number} has shape {list(image.shape)}, expected "
+                f"{list(data.shape)} of data set {data.name!r}"
+            )
         if stack is None:
             try:
                 stack = np.empty((count, *image.shape), np.uint8)
@@ -145,11 +186,6 @@ def _stacked(images: Iterator[NDArray[np.uint8]], count: int, origin: str) -> ND
                 raise DataError(
                     f"{origin}: {count} images of {list(image.shape)} do not fit in memory"
                 ) from None
-        if image.shape != stack.shape[1:]:
-            raise DataError(
-                f"{origin}: image {number} has shape {list(image.shape)}, the first one "
-                f"{list(stack.shape[1:])}"
-            )
         stack[number] = image
     if stack is None:
         raise DataError(f"{origin}: holds no images")

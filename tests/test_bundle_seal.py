@@ -26,7 +26,8 @@ def bundle(tmp_path):
     (path / "graph.nir").write_bytes(b"graph")
     (path / "loihi" / "network.json").write_text("{}")
     (path / "report.html").write_text("written later")
-    write_manifest(path, {"kind": "nir"}, "loihi2", ["nir", "loihi"], {"golden": 0})
+    source = {"kind": "nir", "name": "graph.nir", "sha256": "0" * 64}
+    write_manifest(path, source, "loihi2", ["nir", "loihi"], {"golden": 0})
     return path
 
 

@@ -76,10 +76,49 @@ def test_failed_directory_leaves_the_old_one(tmp_path):
         (temporary / "new").write_text("new")
         raise RuntimeError
     assert [p.name for p in path.iterdir()] == ["old"]
-    with atomic_directory(path) as temporary:
+    with atomic_directory(path, lambda _: None) as temporary:
         (temporary / "new").write_text("new")
     assert [p.name for p in path.iterdir()] == ["new"]
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_what_came_into_a_directory_meanwhile_is_not_removed(tmp_path):
+    path = tmp_path / "d"
+
+    def refuse(folder):
+        if (folder / "mine").exists():
+            raise InputError("not mine to remove")
+
+    for argument, error in (((), OSError), ((refuse,), InputError)):
+        path.mkdir(exist_ok=True)
+        with pytest.raises(error), atomic_directory(path, *argument) as temporary:
+            (temporary / "new").write_text("new")
+            (path / "mine").write_text("years of work")
+        assert (path / "mine").read_text() == "years of work"
+        assert [p.name for p in tmp_path.iterdir()] == ["d"]
+        (path / "mine").unlink()
+
+
+def test_links_are_neither_replaced_nor_followed(tmp_path):
+    (tmp_path / "foreign").write_text("mine")
+    (tmp_path / "link").symlink_to("foreign")
+    (tmp_path / "dangling").symlink_to("nothing")
+    for name in ("link", "dangling"):
+        with pytest.raises(InputError, match=f"{name}: is a symbolic link"):
+            write_json(tmp_path / name, {})
+        assert (tmp_path / name).is_symlink()
+    assert (tmp_path / "foreign").read_text() == "mine"
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_only_temporaries_of_this_tool_are_left_over(tmp_path):
+    names = (".recipe.toml.a1b2c3d4.toml", ".recipe.toml.swp", ".recipe.toml.backup_1.txt")
+    for name in names:
+        (tmp_path / name).write_text("")
+    (tmp_path / ".recipe.toml.a1b2c3d5.toml").mkdir()
+    files.remove_leftovers(tmp_path / "recipe.toml")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".recipe.toml.a1b2c3d5.toml", ".recipe.toml.backup_1.txt", ".recipe.toml.swp"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a": \x00}'])

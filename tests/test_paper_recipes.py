@@ -108,7 +108,7 @@ def test_a_recipe_extends_others_later_over_earlier(tmp_path):
     [
         ('extends = "a.toml"', "must be a list"),
         ('extends = ["recipe.toml"]', "extends itself"),
-        ('extends = ["absent.toml"]', "absent.toml: cannot be read"),
+        ('extends = ["absent.toml"]', "absent.toml: no such file"),
     ],
 )
 def test_bad_extends_are_refused(tmp_path, text, message):

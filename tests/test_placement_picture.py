@@ -111,10 +111,10 @@ def test_a_picture_replaces_nothing_but_a_picture(tmp_path):
     write_graph(small(), net)
     content = net.read_bytes()
     result = check_with_picture(net, net)
-    assert result.exit_code == 2 and "no PNG" in result.stderr
+    assert result.exit_code == 2 and "no picture of stars-deploy check" in result.stderr
     assert net.read_bytes() == content
     result = check_with_picture(net, tmp_path)
-    assert result.exit_code == 2 and "no PNG" in result.stderr
+    assert result.exit_code == 2 and "no picture of stars-deploy check" in result.stderr
     for _ in range(2):
         assert check_with_picture(net, tmp_path / "a b \u00fc" / "cores.png").exit_code == 0
 

@@ -290,6 +290,7 @@ def test_unlabelled_verdict_says_that_accuracy_is_unknown(folder):
 def test_training_without_spikes_and_a_picture(tmp_path):
     path, graph = write_folder(tmp_path / "bundle")
     training = {"n": 2000, "device": "cpu", "accuracy": 0.8765, "data": HOSTILE}
+    training |= {"spikes": {}, "T": 4}
     files.write_json(path / "training.json", training)
     (path / "synthetic.png").write_bytes(b"\x89PNG")
     rows = [
@@ -350,6 +351,7 @@ def test_card_is_read_by_the_hub(folder, tmp_path):
 def test_card_of_a_measured_run_is_a_hub_model_index(tmp_path):
     path, graph = write_folder(tmp_path / "bundle")
     training = {"n": 2000, "device": "cpu", "accuracy": 0.9, "data": 'a: "b"'}
+    training |= {"spikes": {}, "T": 4}
     files.write_json(path / "training.json", training)
     card = card_text(path, graph, None)
     assert "Not validated yet" in card

@@ -14,12 +14,13 @@ PACKAGE = Path(stars_deploy.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "_assets" not in path.parts)
 
 # A module may import its own layer, and the layers that its own layer names.
-BASE = {"errors", "files", "assets", "console", "config", ""}
+BASE = {"errors", "files", "assets", "console", "locks", "config", ""}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "assets": set(),
     "console": {"errors"},
+    "locks": {"errors", "console", "files"},
     "config": BASE,
     "graph": BASE,
     "networks": BASE | {"graph"},

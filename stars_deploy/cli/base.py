@@ -22,6 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 INTERRUPTED = 130
+SMALLER = "ask for fewer images or steps, or a smaller batch or network"
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
@@ -42,6 +43,8 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
         except OSError as error:
             raise _fail(explain_os_error(error), 2) from None
         except Exception as error:
+            if _out_of_memory(error):
+                raise _fail(f"not enough memory ({error}); {SMALLER}", 2) from None
             text = f"{type(error).__name__}: {error}"
             raise _fail(
                 f"a defect of stars-deploy: {text}\n"
@@ -70,6 +73,15 @@ def _termination_interrupts() -> Iterator[None]:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Say whether memory ran out; torch has an error of its own, and no class for the CPU's."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)
+    )
 
 
 def explain_os_error(error: OSError) -> str:

@@ -16,8 +16,9 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from stars_deploy.assets import asset
 from stars_deploy.config.profile_limits import Convolution, Limits
 from stars_deploy.config.profile_values import Real, Section, Whole
-from stars_deploy.config.recipe import explain
+from stars_deploy.config.recipe import RECIPE_BYTES, explain
 from stars_deploy.errors import RecipeError, nearest
+from stars_deploy.files import require_plain
 
 STATE_SHIFT, DECAY_BITS = 6, 12  # of a leaky step, as lava-nc 0.10.0 computes it
 
@@ -195,6 +196,7 @@ def load_profile(spec: str | Path) -> Profile:
         RecipeError: unknown profile, malformed TOML, unknown key, or a value out of range.
     """
     path = find_profile(spec)
+    require_plain(path, RecipeError, RECIPE_BYTES)
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:

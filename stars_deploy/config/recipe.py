@@ -7,6 +7,7 @@ it states one.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +18,20 @@ from pydantic_core import ErrorDetails
 
 from stars_deploy.assets import asset
 from stars_deploy.errors import RecipeError, nearest
+from stars_deploy.files import require_plain
 
-Positive = Annotated[int, Field(ge=1)]
+RECIPE_BYTES = 1 << 20
+MOST_FILES = 64  # that one recipe is put together from
+# Bounds far outside of what is sensible keep a slip of the pen from filling memory, or from
+# becoming 0 or infinity in float32.
+LARGEST = 1e6
+MOST_VALUES = 1 << 24  # of one image
+MOST_STEPS = 1024  # as in a graph
+Positive = Annotated[int, Field(ge=1, lt=1 << 31)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 NotNegative = Annotated[float, Field(ge=0)]
+Scale = Annotated[float, Field(ge=1 / LARGEST, le=LARGEST)]
+Bounded = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 
 
 class _Section(BaseModel):
@@ -32,13 +44,15 @@ class Data(_Section):
     name: str
     shape: tuple[Positive, Positive, Positive]  # C, H, W
     classes: tuple[str, ...] = Field(min_length=2)
-    mean: tuple[float, ...]  # per channel, of images in [0, 1]
-    std: tuple[Annotated[float, Field(gt=0)], ...]
+    mean: tuple[Bounded, ...]  # per channel, of images in [0, 1]
+    std: tuple[Scale, ...]
     flip: bool = True  # whether a mirrored image is still an image of its class
-    crop_padding: int = Field(default=4, ge=0)  # random shifts up to this many pixels
+    crop_padding: int = Field(default=4, ge=0, le=4096)  # random shifts up to this many pixels
 
     @model_validator(mode="after")
     def _channels_agree(self) -> Data:
+        if math.prod(self.shape) > MOST_VALUES:
+            raise ValueError(f"shape {list(self.shape)}: more than {MOST_VALUES} values an image")
         if not len(self.mean) == len(self.std) == self.shape[0]:
             raise ValueError(
                 f"mean has {len(self.mean)} and std {len(self.std)} values "
@@ -64,7 +78,7 @@ class TeacherTraining(_Section):
     lr: float = Field(default=0.1, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: NotNegative = 5e-4
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Neuron(_Section):
@@ -74,14 +88,14 @@ class Neuron(_Section):
     """
 
     model: Literal["lif", "if", "plif"] = "lif"
-    tau: float = Field(default=2.0, ge=1)  # membrane time constant in time steps
-    v_threshold: float = Field(default=1.0, gt=0)
-    v_reset: float = 0.0
+    tau: float = Field(default=2.0, ge=1, le=LARGEST)  # membrane time constant in time steps
+    v_threshold: Scale = 1.0
+    v_reset: Bounded = 0.0
     decay_input: bool = True  # False: H = V (1 - 1/tau) + X
     surrogate: str = (
         "atan"  # of fused and compiled: atan, sigmoid, triangle, rectangle; norse: its own
     )
-    alpha: float = Field(default=2.0, gt=0)  # sharpness of the surrogate
+    alpha: Scale = 2.0  # sharpness of the surrogate
     detach_reset: bool = True  # no gradient through the reset
     backend: Literal["fused", "compiled", "norse"] = "fused"  # compiled: for long runs
 
@@ -91,8 +105,8 @@ class Student(_Section):
 
     architecture: str = "twin"  # the teacher's layers with every ReLU made a neuron; or a family
     args: dict[str, Any] = Field(default_factory=dict)  # of a twin: where it differs
-    T: Positive = 4  # time steps
-    tdbn: float | None = Field(default=None, gt=0)  # BatchNorm weights start at this times V_th
+    T: int = Field(default=4, ge=1, le=MOST_STEPS)  # time steps
+    tdbn: Scale | None = None  # BatchNorm weights start at this times V_th
 
 
 class Nayer(_Section):
@@ -265,10 +279,10 @@ class Run(_Section):
     """Length, seed and place of a run."""
 
     epochs: Positive = 320
-    warmup: int = Field(default=20, ge=0)  # epochs that only fill the pool
-    seed: int = Field(default=0, ge=0)
+    warmup: int = Field(default=20, ge=0, lt=1 << 31)  # epochs that only fill the pool
+    seed: Seed = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(default=0, ge=0)  # 0 = torch's default
+    threads: int = Field(default=0, ge=0, le=4096)  # 0 = torch's default
     checkpoint_seconds: NotNegative = 15.0  # least time between checkpoints inside an epoch
 
     @model_validator(mode="after")
@@ -322,7 +336,7 @@ def recipe_document(spec: str | Path) -> dict[str, Any]:
     Raises:
         RecipeError: unknown recipe or malformed TOML.
     """
-    return _document(find_recipe(spec), ())
+    return _document(find_recipe(spec), (), [])
 
 
 def load_recipe(
@@ -345,7 +359,7 @@ def load_recipe(
         RecipeError: unknown recipe, malformed TOML, unknown key, or a value out of range.
     """
     path = find_recipe(spec)
-    document = {**_document(path, ()), **(sections or {})}
+    document = {**_document(path, (), []), **(sections or {})}
     given: dict[str, str] = {}
     for override in overrides:
         key = _set(document, override)
@@ -354,11 +368,19 @@ def load_recipe(
     return parse_recipe(document, str(path), given)
 
 
-def _document(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """Return the document of a recipe file with what it extends; `above` are its heirs."""
+def _document(path: Path, above: tuple[Path, ...], read: list[Path]) -> dict[str, Any]:
+    """Return the document of a recipe file with what it extends.
+
+    `above` are its heirs, `read` all files so far: two that each extend one twice, and so on,
+    would be read 2^n times.
+    """
     if path.resolve() in above:
         raise RecipeError(f"{path}: extends itself")
+    read.append(path)
+    if len(read) > MOST_FILES:
+        raise RecipeError(f"{path}: more than {MOST_FILES} recipes extend each other; use fewer")
     try:
+        require_plain(path, RecipeError, RECIPE_BYTES)
         own = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise RecipeError(f"{path}: cannot be read ({problem.strerror})") from None
@@ -369,7 +391,7 @@ def _document(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise RecipeError(f"{path}: extends must be a list of recipe files")
     document: dict[str, Any] = {}
     for base in bases:
-        inherited = _document(path.parent / base, (*above, path.resolve()))
+        inherited = _document(path.parent / base, (*above, path.resolve()), read)
         teacher = inherited.get("teacher", {})
         if isinstance(teacher, dict) and isinstance(teacher.get("weights"), str):
             # Relative to the file that says it, whoever inherits it.
@@ -395,7 +417,9 @@ def parse_recipe(
         given: keys whose values came from elsewhere, and from where.
     """
     try:
-        return Recipe.model_validate(document)
+        recipe = Recipe.model_validate(document)
+        recipe.resolved()
+        return recipe
     except ValidationError as problem:
         lines: dict[str, list[str]] = {}
         for error in problem.errors():
@@ -403,6 +427,8 @@ def parse_recipe(
             lines.setdefault(source, []).append(_explain_one(error, Recipe))
         text = "; ".join(f"{source}: {'; '.join(found)}" for source, found in lines.items())
         raise RecipeError(text) from None
+    except (RecursionError, ValueError):  # of what writing it out again would meet
+        raise RecipeError(f"{origin}: values are nested too deeply") from None
 
 
 def _source(location: Sequence[str | int], origin: str, given: Mapping[str, str]) -> str:
@@ -423,7 +449,7 @@ def _set(document: dict[str, Any], override: str) -> str:
         raise RecipeError(f"--set {override!r}: expected key.path=value, such as kd.lr=0.05")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text.strip()  # a bare word is a string
     node = document
     for part in parts[:-1]:

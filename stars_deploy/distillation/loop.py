@@ -51,7 +51,8 @@ def run(
     """
     position = state or {"done": 0, "metrics_size": 0, "seconds": 0.0}
     if state is not None:
-        session.load_state_dict(state["session"])
+        with checkpoint.restoring(out):
+            session.load_state_dict(state["session"])
     first = int(position["done"])
     start = time.monotonic() - float(position["seconds"])
     with MetricsLog(out / METRICS, position["metrics_size"]) as log:

@@ -15,6 +15,8 @@ class MetricsLog:
     """Appends lines; `size` is the length in bytes that a checkpoint remembers."""
 
     def __init__(self, path: Path, size: int) -> None:
+        if path.is_symlink():
+            raise InputError(f"{path}: is a symbolic link; start the run again in another folder")
         held = path.stat().st_size if path.exists() else 0
         if held < size:
             raise InputError(

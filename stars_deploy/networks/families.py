@@ -7,7 +7,8 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from stars_deploy.config.recipe import Data, Recipe, explain
 from stars_deploy.errors import RecipeError, nearest
@@ -17,7 +18,10 @@ from stars_deploy.networks.resnet import ResNet, Shortcut, Style
 from stars_deploy.networks.traced import TracedArgs, build_traced
 from stars_deploy.networks.vgg import VGG16, Pooling, Vgg
 
-Positive = Annotated[int, Field(ge=1, strict=True)]
+Positive = Annotated[int, Field(ge=1, le=1 << 16, strict=True)]
+Depth = Annotated[int, Field(ge=1, le=256, strict=True)]  # blocks
+MOST_BLOCKS = 1024
+MOST_PARAMETERS = 1 << 28  # 1 GiB of float32
 TWIN = "twin"  # as student.architecture: the teacher's family
 
 
@@ -35,7 +39,7 @@ class Args(BaseModel):
 class CnnArgs(Args):
     """Family cnn: channels and stride of every block."""
 
-    channels: list[Positive] = Field(min_length=1)
+    channels: list[Positive] = Field(min_length=1, max_length=MOST_BLOCKS)
     strides: list[Positive]
 
     @model_validator(mode="after")
@@ -57,7 +61,7 @@ class ResNetArgs(Args):
     style: Style = "post_add"
     shortcut: Shortcut | None = None  # where the shape changes; None: as the family's authors
     hidden: Positive | None = None  # width of a layer with an activation before the read-out
-    blocks: list[Positive] | None = None  # per stage; None: the family's depth
+    blocks: list[Depth] | None = None  # per stage; None: the family's depth
 
 
 class Family(NamedTuple):
@@ -175,7 +179,29 @@ def _build(
     except ValidationError as problem:
         detail = explain(problem, family.args)
         raise RecipeError(f"arguments of family {name!r}: {detail}") from None
+    _require_size(key, family, data, parsed, spiking)
     return family.build(data, parsed, spiking)
+
+
+class _NoDraws(TorchFunctionMode):
+    """Weights stay as they are: drawing them without memory imports torch's compiler, seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        drawn = func in (Tensor.normal_, Tensor.uniform_)
+        return args[0] if drawn else func(*args, **(kwargs or {}))
+
+
+def _require_size(
+    key: str, family: Family, data: Data, args: BaseModel, spiking: Spiking | None
+) -> None:
+    """Build it without memory first: a digit too many would fill the machine's."""
+    with torch.device("meta"), _NoDraws():
+        size = sum(tensor.numel() for tensor in family.build(data, args, spiking).parameters())
+    if size > MOST_PARAMETERS:
+        raise RecipeError(
+            f"{key}: the network would have {size} parameters, at most {MOST_PARAMETERS} are "
+            "built; use fewer channels"
+        )
 
 
 def _threshold_dependent(network: Network, weight: float) -> None:

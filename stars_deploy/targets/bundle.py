@@ -279,4 +279,10 @@ def _read_manifest(path: Path) -> Json:
             raise BundleError(
                 f"{path / MANIFEST}: key {key!r} has value {manifest[key]!r}; export it again"
             )
+    texts = [manifest["source"].get(key) for key in ("kind", "name", "sha256")]
+    if not all(isinstance(text, str) for text in [*texts, *manifest["targets"]]):
+        raise BundleError(
+            f"{path / MANIFEST}: source has no kind, name and sha256, or a target is no name; "
+            "export it again"
+        )
     return manifest

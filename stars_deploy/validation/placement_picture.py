@@ -18,6 +18,7 @@ from stars_deploy.config.profile_limits import Limits
 from stars_deploy.files import atomic_path
 from stars_deploy.simulation.placement.place import Part, Placement
 
+SOFTWARE, MADE_BY = "Software", "stars-deploy check"  # by which a PNG is known to be one of these
 MOST_CHIPS, MOST_CORES = 48, 4096  # drawn, cores per chip; titles say how many there are
 _FREE, _LINE, _INK, _MUTED = "#eceff1", "#ffffff", "#1b1f24", "#5c6670"
 _STYLE: dict[str, Any] = {"font.size": 8, "text.color": _INK, "axes.edgecolor": "#c5ccd3"}
@@ -70,7 +71,7 @@ def draw_placement(placement: Placement, limits: Limits, path: Path) -> None:
                       frameon=False, fontsize=7.5, handlelength=1, handleheight=1)  # fmt: skip
         FigureCanvasAgg(figure)
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+            figure.savefig(temporary, format="png", dpi=130, metadata={SOFTWARE: MADE_BY})
 
 
 def by_chip(placement: Placement) -> dict[int, list[tuple[int, Part]]]:

@@ -18,7 +18,14 @@ from stars_deploy.validation.parity import Images, Labels
 # Training computes in float32, on a GPU perhaps with TF32 products: near ties flip.
 ACCURACY_DELTA = 0.002
 LAYER_SPIKES_RELATIVE = 0.002
-KEYS = ("device", "data", "n", "accuracy", "spikes", "T")
+KEYS: dict[str, type | tuple[type, ...]] = {
+    "device": str,
+    "data": str,
+    "n": int,
+    "accuracy": (int, float),
+    "spikes": dict,
+    "T": int,
+}
 _SOURCE = "float32 training against the float64 graph: near ties"
 _REMEDY = "export the run again; evaluate it with this version"
 
@@ -31,6 +38,16 @@ def read_training(path: Path) -> dict[str, Any]:
     missing = [key for key in KEYS if key not in document]
     if missing:
         raise InputError(f"{path}: key {missing[0]!r} is missing; run stars-deploy evaluate again")
+    teacher = document.get("teacher_accuracy", 0.0)
+    wrong = [key for key, kind in KEYS.items() if not isinstance(document[key], kind)]
+    wrong += [] if isinstance(teacher, int | float) else ["teacher_accuracy"]
+    counts = document["spikes"] if "spikes" not in wrong else {}
+    wrong += [f"spikes.{node}" for node, count in counts.items() if type(count) is not int]
+    if wrong:
+        raise InputError(
+            f"{path}: the value of {wrong[0]!r} is not what training.json holds; run stars-deploy "
+            "evaluate again"
+        )
     return document
 
 

@@ -106,9 +106,11 @@ def _check_place(file: Path, bundle: Path) -> None:
             f"--trace {file}: lies in the bundle, which is sealed; choose a place outside, "
             f"such as {trace_file(bundle)}"
         )
-    if not file.exists():
+    if not (file.exists() or file.is_symlink()):
         return
     try:
+        if file.is_symlink():
+            raise DataError("a link")
         read_trace(file)
     except (DataError, OSError):
         raise InputError(

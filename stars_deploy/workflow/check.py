@@ -16,8 +16,6 @@ from stars_deploy.validation.check import Examination, examine
 from stars_deploy.validation.placement import placement_summary
 from stars_deploy.workflow.sources import load_any_graph, source_kind
 
-PNG = b"\x89PNG\r\n\x1a\n"  # how each begins
-
 
 def check(
     source: Path,
@@ -70,15 +68,25 @@ def check(
 
 
 def _require_picture(path: Path) -> None:
-    """Refuse to draw over anything but a picture, or into a bundle."""
+    """Refuse to draw over anything but an earlier drawing, or into a bundle."""
     refuse_inside(path, "--picture")
-    if not path.exists():
+    if not (path.exists() or path.is_symlink()):
         return
-    if path.is_file():
-        with path.open("rb") as stream:
-            start = stream.read(len(PNG))
-        if start in (b"", PNG):
-            return
+    if path.is_file() and (path.stat().st_size == 0 or _drawn_here(path)):
+        return
     raise InputError(
-        f"--picture {path}: exists and is no PNG, so it is not replaced; give another file"
+        f"--picture {path}: exists and is no picture of stars-deploy check, so it is not replaced; "
+        "give another file"
     )
+
+
+def _drawn_here(path: Path) -> bool:
+    from PIL import Image
+
+    from stars_deploy.validation.placement_picture import MADE_BY, SOFTWARE
+
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return picture.info.get(SOFTWARE) == MADE_BY
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False

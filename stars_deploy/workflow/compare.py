@@ -14,6 +14,7 @@ from stars_deploy.console import Progress, no_progress
 from stars_deploy.data import Images, Labels, data_label, load_data
 from stars_deploy.errors import InputError
 from stars_deploy.files import read_json, sha256, write_json, write_text
+from stars_deploy.locks import one_writer
 from stars_deploy.networks.base import Network
 from stars_deploy.networks.device import resolve
 from stars_deploy.networks.weights import load_teacher
@@ -33,6 +34,7 @@ RUNS = "runs"
 Json = dict[str, Any]
 
 
+@one_writer("out")
 def compare(
     spec: str,
     vary: Sequence[str],

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from stars_deploy.config.recipe import find_recipe, load_recipe
 from stars_deploy.console import Progress, no_progress, say
 from stars_deploy.data import EVALUATION
+from stars_deploy.locks import one_writer
 from stars_deploy.networks.weights import load_teacher
 from stars_deploy.simulation.lava.environment import environment_status
 from stars_deploy.workflow.distill import distill
@@ -26,6 +27,7 @@ Json = dict[str, Any]
 R = TypeVar("R")
 
 
+@one_writer("out")
 def run_demo(out: Path, seed: int, progress: Progress = no_progress) -> Json:
     """Distil, evaluate, export and validate into OUT/run and OUT/bundle, on the CPU.
 

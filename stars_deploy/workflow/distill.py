@@ -22,7 +22,8 @@ from stars_deploy.distillation.schedule import estimate
 from stars_deploy.distillation.session import Session
 from stars_deploy.distillation.stars import active
 from stars_deploy.errors import InputError
-from stars_deploy.files import read_json, sha256, write_json, write_text
+from stars_deploy.files import read_json, remove_leftovers, sha256, write_json, write_text
+from stars_deploy.locks import one_writer
 from stars_deploy.networks.base import Network
 from stars_deploy.networks.device import resolve
 from stars_deploy.networks.families import build_student, build_teacher
@@ -37,6 +38,7 @@ PICTURE = "synthetic.png"
 METHOD_NAMES = {"deepinversion": "DeepInversion", "cmi": "CMI", "nayer": "NAYER"}
 
 
+@one_writer("out")
 def distill(
     recipe: Recipe,
     out: Path,
@@ -86,7 +88,7 @@ def distill(
         own.write(out)
     if (out / SUMMARY).is_file():
         say(f"{out}: this run is complete; nothing to resume")
-        return dict(read_json(out / SUMMARY))
+        return _read_summary(out / SUMMARY)
     state = checkpoint.load(out)
     _keep_images(session, images, state)
     with threads(recipe.run.threads if state is None else state["threads"]):
@@ -99,6 +101,16 @@ def distill(
     return summary
 
 
+def _read_summary(path: Path) -> dict[str, Any]:
+    summary = read_json(path)
+    needed = ("wall_time_s", "student_updates", "synthetic_images")
+    if not isinstance(summary, dict) or not all(
+        isinstance(summary.get(key), int | float) for key in needed
+    ):
+        raise InputError(f"{path}: not the summary of a run; delete the run and start it again")
+    return summary
+
+
 def _keep_images(
     session: Session, images: ImageFolder | None, state: Mapping[str, Any] | None
 ) -> None:
@@ -106,7 +118,8 @@ def _keep_images(
     if images is None:
         return
     if state is not None:
-        images.cut_back(state["session"]["pool"]["added"])
+        with checkpoint.restoring(images.path):
+            images.cut_back(state["session"]["pool"]["added"])
     session.pool.keep = images.write
 
 
@@ -180,15 +193,14 @@ def _claim(out: Path, recipe: Recipe, resume: bool) -> None:
         write_text(out / RECIPE, tomli_w.dumps(recipe.resolved()))
         return
     _same_recipe(out / RECIPE, recipe)
-    for name in (RECIPE, STUDENT, SUMMARY, PICTURE, checkpoint.FILE.name):
-        for left in out.rglob(f".{name}.*"):  # of a write that was killed
-            left.unlink()
+    for name in (RECIPE, STUDENT, SUMMARY, PICTURE, checkpoint.FILE):
+        remove_leftovers(out / name)
 
 
 def _same_recipe(path: Path, recipe: Recipe) -> None:
     try:
         before = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
         raise InputError(f"{path}: not valid TOML ({problem})") from None
     difference = _first_difference(before, tomllib.loads(tomli_w.dumps(recipe.resolved())))
     if difference is not None:

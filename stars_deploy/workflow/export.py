@@ -27,6 +27,7 @@ from stars_deploy.graph.gain import fold_gain, unfold_gain
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.reader import read_graph
 from stars_deploy.graph.writer import write_graph
+from stars_deploy.locks import one_writer
 from stars_deploy.simulation.recording import Recording
 from stars_deploy.targets.bundle import Golden, refuse_foreign, write_golden, write_manifest
 from stars_deploy.targets.findings import require_no_errors
@@ -50,6 +51,7 @@ KITS = {
 Json = dict[str, Any]
 
 
+@one_writer("out")
 def export(
     source: Path,
     targets: Sequence[str],
@@ -80,7 +82,7 @@ def export(
     chosen, way = load_profile(profile), balance_named(balance)
     refuse_foreign(out)
     opened = open_source(source, reading)
-    with atomic_directory(out) as folder:
+    with atomic_directory(out, refuse_foreign) as folder:
         write_graph(_with_gain(opened.graph, nir_gain), folder / "graph.nir")
         graph = read_graph(folder / "graph.nir")  # targets come from the file, not from memory
         _write_targets(graph, wanted, chosen, way, models, folder)

@@ -25,6 +25,7 @@ from stars_deploy.graph.geometry import input_shape, output_shapes
 from stars_deploy.graph.metadata import metadata_of
 from stars_deploy.graph.order import output_name
 from stars_deploy.graph.writer import write_graph
+from stars_deploy.locks import one_writer
 from stars_deploy.networks.base import Network
 from stars_deploy.networks.device import resolve
 from stars_deploy.networks.weights import load_teacher
@@ -55,6 +56,7 @@ class Lesson:
     pool: Tensor  # uint8 [N, C, H, W]
 
 
+@one_writer("out")
 def finetune(
     source: Path,
     out: Path,

@@ -69,7 +69,7 @@ def _values(listed: str, text: str) -> list[Any]:
     else:
         try:
             values = tomllib.loads(f"v = [{listed}]")["v"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             values = [_value(part) for part in listed.split(",")]
     if len(values) < 2:
         raise InputError(f"--vary {text!r}: names one value, a comparison needs at least two")
@@ -84,7 +84,7 @@ def _value(text: str) -> Any:
         return WORDS[word]
     try:
         return tomllib.loads(f"v = {word}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return word
 
 

@@ -20,6 +20,7 @@ from stars_deploy.config.recipe import Recipe, load_recipe, recipe_document
 from stars_deploy.errors import InputError, WeightsError, nearest
 from stars_deploy.files import json_text, sha256, write_bytes, write_text
 from stars_deploy.graph.foreign import Reading
+from stars_deploy.locks import one_writer
 from stars_deploy.networks.state_dicts import load_into, read_state_dict
 from stars_deploy.networks.teacher_spec import (
     TORCHVISION,
@@ -129,6 +130,7 @@ def own_teacher(
     return OwnTeacher(recipe, traced.network, weights, _about(request, module, traced))
 
 
+@one_writer("out")
 def import_teacher(teacher: OwnTeacher, out: Path) -> Json:
     """Write OUT/recipe.toml, teacher.safetensors and teacher.json; returns what the last holds.
 

@@ -17,6 +17,7 @@ from stars_deploy.console import Progress, no_progress
 from stars_deploy.errors import DoesNotFit, InputError
 from stars_deploy.files import atomic_path, json_text, read_json
 from stars_deploy.graph.metadata import metadata_of, with_metadata
+from stars_deploy.locks import one_writer
 from stars_deploy.simulation.recording import Engine
 from stars_deploy.simulation.reference import FloatEngine
 from stars_deploy.simulation.tally import Tally, tallies
@@ -36,6 +37,7 @@ RESULT, FIGURE = "sweep.json", "sweep.png"
 Json = dict[str, Any]
 
 
+@one_writer("out")
 def sweep(
     source: Path,
     profile: str,
@@ -222,11 +224,12 @@ def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: exists and is not a folder; choose another")
     refuse_inside(out / RESULT, "--out")
-    if not (out / RESULT).exists() and not (out / FIGURE).exists():
+    if not any((out / name).exists() or (out / name).is_symlink() for name in (RESULT, FIGURE)):
         return
     with contextlib.suppress(InputError):
         document = read_json(out / RESULT)
-        if isinstance(document, dict) and {"schema", "points", "steps", "bits"} <= document.keys():
+        known = isinstance(document, dict) and document.keys() >= {"schema", "points", "steps"}
+        if known and not any((out / name).is_symlink() for name in (RESULT, FIGURE)):
             return
     raise InputError(
         f"--out {out}: holds a {RESULT} or {FIGURE} that no sweep wrote; choose another folder"

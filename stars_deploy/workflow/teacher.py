@@ -20,6 +20,7 @@ from stars_deploy.console import Progress, no_progress
 from stars_deploy.data import Images, Labels, load_data
 from stars_deploy.errors import DataError, InputError, TrainingDiverged
 from stars_deploy.files import sha256, write_json, write_text
+from stars_deploy.locks import one_writer
 from stars_deploy.networks.base import Network
 from stars_deploy.networks.device import resolve
 from stars_deploy.networks.families import build_teacher, seeded
@@ -31,6 +32,7 @@ from stars_deploy.workflow.provenance import hardware, versions
 WARM_UP = 0.15  # share of the steps in which the one-cycle schedule raises the learning rate
 
 
+@one_writer("out")
 def train_teacher(
     recipe: Recipe,
     data_spec: str,

@@ -11,6 +11,7 @@ from stars_deploy.config.profile import load_profile
 from stars_deploy.console import Progress, no_progress
 from stars_deploy.errors import InputError, RecipeError
 from stars_deploy.files import json_text, read_json, sha256, write_texts
+from stars_deploy.locks import one_writer
 from stars_deploy.simulation.energy.activity import CountingEngine
 from stars_deploy.simulation.recorded_engine import RecordedEngine
 from stars_deploy.targets.findings import Finding
@@ -30,6 +31,7 @@ from stars_deploy.workflow.setting import Setting, open_setting
 Json = dict[str, Any]
 
 
+@one_writer("bundle")
 def validate(
     bundle: Path,
     profile: str,

@@ -98,6 +98,8 @@ class Fields:
         value = arrays[name]
         if value.dtype.kind not in "iu":  # NumPy counts timedelta64 among the integers
             raise self.bad(key, f"an array of integers, not {value.dtype}")
+        if value.size > LARGEST_MAP:
+            raise self.bad(key, f"an array of at most {LARGEST_MAP} values, not {value.size}")
         if value.size == 0 or value.min() < low or value.max() > high:
             raise self.bad(key, f"an array with values from {low} to {high}")
         return value.astype(np.int64)
