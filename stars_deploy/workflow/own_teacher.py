@@ -207,7 +207,7 @@ def _about(request: Request, module: nn.Module, traced: Any) -> Json:
 
 
 def _require_batch_norm(module: nn.Module, request: Request) -> None:
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
     if not any(isinstance(m, kinds) and m.running_mean is not None for m in module.modules()):
         raise InputError(
             f"--teacher {short_name(request.spec)}: has no BatchNorm with running statistics; "
