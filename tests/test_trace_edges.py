@@ -157,9 +157,16 @@ class Doubled(nn.Sequential):
         return super().__call__(x) * 2
 
 
+def spoilt():
+    net = nn.Sequential(conv_bn(2, 2), nn.ReLU(), *HEAD)
+    net[0][1].running_var.fill_(-1)
+    return net
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
+        (spoilt, "NaN or infinite values for normalised noise"),
         (hooked, "gives other results than its forward"),
         (lambda: Doubled(conv_bn(2, 2), nn.ReLU(), *HEAD), "Doubled: called with images it gives"),
         (lambda: Net(lambda n, x: n.rest(F.dropout(F.relu(n.a(x))))), "dropout that is always on"),

@@ -119,6 +119,11 @@ def _run(graph: fx.GraphModule, images: Tensor) -> dict[fx.Node, Any]:
 def _same_when_called(module: nn.Module, images: Tensor, record: dict[fx.Node, Any]) -> None:
     """Raise InputError if the module itself gives other results than its graph."""
     result, found = list(record.values())[-1], module(images)
+    if isinstance(found, Tensor) and not torch.isfinite(found).all():
+        raise InputError(
+            f"{type(module).__name__}: gives NaN or infinite values for normalised noise; are its "
+            "weights damaged, or a variance of a BatchNorm negative?"
+        )
     if isinstance(result, Tensor) and not (
         isinstance(found, Tensor)
         and found.shape == result.shape
