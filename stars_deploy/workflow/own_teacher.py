@@ -6,8 +6,11 @@ Their code runs once, here. What comes of it, a description and tensors, is all 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +19,7 @@ import tomli_w
 from torch import nn
 
 from stars_deploy.assets import asset
-from stars_deploy.config.recipe import Recipe, load_recipe, recipe_document
+from stars_deploy.config.recipe import MOST_VALUES, Recipe, load_recipe, recipe_document
 from stars_deploy.errors import InputError, WeightsError, nearest
 from stars_deploy.files import json_text, sha256, write_bytes, write_text
 from stars_deploy.graph.foreign import Reading
@@ -103,12 +106,15 @@ def own_teacher(
         )
     origin = base if base is not None else str(asset("models", "bases", "own-teacher.toml"))
     tensors = read_state_dict(request.weights)
-    module = build_module(request.spec, class_count(tensors))
-    load_into(module, tensors, request.weights)
-    _require_batch_norm(module, request)
     known = _images(request, recipe_document(origin).get("data", {}))
-    traced = trace(module, _shape(known["shape"]), request.pooling)
+    module = build_module(request.spec, class_count(tensors))
+    with redirect_stdout(sys.stderr):  # of what the person's forward prints
+        load_into(module, tensors, request.weights)
+        _require_batch_norm(module, request)
+        traced = trace(module, _shape(known["shape"]), request.pooling)
     classes = known.setdefault("classes", [str(k) for k in range(traced.network.fc.out_features)])
+    if not isinstance(classes, list):
+        raise InputError(f"classes {classes!r}: expected a list of names, one per logit")
     if len(classes) != traced.network.fc.out_features:
         raise InputError(
             f"--classes: {len(classes)} names for the {traced.network.fc.out_features} logits of "
@@ -180,8 +186,10 @@ def _images(request: Request, base: Any) -> Json:
 def _shape(value: Any) -> tuple[int, int, int]:
     if not (isinstance(value, list) and len(value) == 3 and all(isinstance(n, int) for n in value)):
         raise InputError(f"image shape {value!r}: expected three whole numbers, C, H, W")
-    if min(value) < 1 or max(value) > 4096:
-        raise InputError(f"image shape {value!r}: expected numbers from 1 to 4096")
+    if min(value) < 1 or math.prod(value) > MOST_VALUES:
+        raise InputError(
+            f"image shape {value!r}: expected numbers from 1, and {MOST_VALUES} values at most"
+        )
     return value[0], value[1], value[2]
 
 
@@ -207,7 +215,7 @@ def _about(request: Request, module: nn.Module, traced: Any) -> Json:
 
 
 def _require_batch_norm(module: nn.Module, request: Request) -> None:
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
     if not any(isinstance(m, kinds) and m.running_mean is not None for m in module.modules()):
         raise InputError(
             f"--teacher {short_name(request.spec)}: has no BatchNorm with running statistics; "
