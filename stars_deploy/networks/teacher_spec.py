@@ -59,9 +59,15 @@ def short_name(spec: str) -> str:
 
 
 def class_count(tensors: dict[str, Tensor]) -> int | None:
-    """Return the rows of the last matrix of a state dict: the classes of most classifiers."""
-    matrices = [tensor for tensor in tensors.values() if tensor.dim() == 2]
-    return len(matrices[-1]) if matrices else None
+    """Return the rows of the last matrix of a state dict, or of its last kernel if it has none.
+
+    These are the classes of most classifiers.
+    """
+    for axes in (2, 4):
+        weights = [tensor for tensor in tensors.values() if tensor.dim() == axes]
+        if weights:
+            return len(weights[-1])
+    return None
 
 
 def torchvision_data(name: str) -> dict[str, Any]:

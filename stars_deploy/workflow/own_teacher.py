@@ -106,8 +106,11 @@ def own_teacher(
         )
     origin = base if base is not None else str(asset("models", "bases", "own-teacher.toml"))
     tensors = read_state_dict(request.weights)
-    known = _images(request, recipe_document(origin).get("data", {}))
-    module = build_module(request.spec, class_count(tensors))
+    count = class_count(tensors)
+    base_data = recipe_document(origin).get("data", {})
+    assumed = {} if base_data else _of_torchvision(request, count)
+    known = _images(request, base_data or assumed)
+    module = build_module(request.spec, count)
     with redirect_stdout(sys.stderr):  # of what the person's forward prints
         load_into(module, tensors, request.weights)
         _require_batch_norm(module, request)
@@ -133,7 +136,10 @@ def own_teacher(
         },
     }
     recipe = load_recipe(origin, overrides, options, sections)
-    return OwnTeacher(recipe, traced.network, weights, _about(request, module, traced))
+    about = _about(request, module, traced)
+    if assumed:
+        about["notes"].append(f"images: {', '.join(assumed)} of torchvision's own weights")
+    return OwnTeacher(recipe, traced.network, weights, about)
 
 
 @one_writer("out")
@@ -150,26 +156,38 @@ def import_teacher(teacher: OwnTeacher, out: Path) -> Json:
     return teacher.about
 
 
-def _images(request: Request, base: Any) -> Json:
-    """Return the [data] section: of the base recipe, torchvision, the card, and the options."""
-    known: Json = dict(base) if isinstance(base, dict) else {}
+def _of_torchvision(request: Request, classes: int | None) -> Json:
+    """Return what neither a card nor options say, as torchvision's own weights have it.
+
+    Its names of classes are left out where the teacher has another number of them.
+    """
     source, _, name = request.spec.rpartition(":")
-    if source == TORCHVISION and not known and request.card is None:
-        known |= torchvision_data(name)
-        if request.images is not None and request.images.image_shape is not None:
-            known.pop("shape")
+    if source != TORCHVISION or request.card is not None:
+        return {}
+    known = torchvision_data(name)
+    if len(known["classes"]) != classes:
+        known.pop("classes")
+    return {key: value for key, value in known.items() if key not in _given(request)}
+
+
+def _given(request: Request) -> Json:
+    """Return what options say of the images."""
+    given = request.images or Reading()
+    values = {
+        "shape": given.image_shape,
+        "mean": given.mean,
+        "std": given.std,
+        "classes": given.classes,
+    }
+    return {key: list(value) for key, value in values.items() if value is not None}
+
+
+def _images(request: Request, base: Any) -> Json:
+    """Return the [data] section: of the base recipe, the card, and the options."""
+    known: Json = dict(base) if isinstance(base, dict) else {}
     if request.card is not None:
         known |= read_card(request.card)
-    given = request.images
-    if given is not None:
-        for key, value in (
-            ("shape", given.image_shape),
-            ("mean", given.mean),
-            ("std", given.std),
-            ("classes", given.classes),
-        ):
-            if value is not None:
-                known[key] = list(value)
+    known |= _given(request)
     options = {"shape": "--image-shape C,H,W", "mean": "--mean", "std": "--std"}
     missing = [option for key, option in options.items() if key not in known]
     if missing:
