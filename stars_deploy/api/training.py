@@ -20,6 +20,7 @@ from stars_deploy.api.arguments import (
 from stars_deploy.errors import InputError
 
 if TYPE_CHECKING:
+    from stars_deploy.config.recipe import Recipe
     from stars_deploy.results.training import (
         Evaluated,
         Finetuned,
@@ -171,11 +172,9 @@ def distill(
     Example:
         >>> summary = stars_deploy.distill("fashion-mnist", seed=1, out="run")
     """
-    from stars_deploy.config.recipe import find_recipe, load_recipe
-    from stars_deploy.console import say
     from stars_deploy.workflow.distill import distill as run
     from stars_deploy.workflow.distill import plan
-    from stars_deploy.workflow.resume import recipe_of_run, require_run
+    from stars_deploy.workflow.resume import require_run
 
     folder, file = Path(out), optional_path(weights)
     if resume:
@@ -186,30 +185,51 @@ def distill(
     other = [] if student in (None, "twin") else ["warm_start.enabled=false"]
     changes = [*other, *overrides, *options]
     sources = {change.partition("=")[0]: option for change, option in options.items()}
-    own: OwnTeacher | None = None
-    images = (image_shape, mean, std, classes)
+    images, own = (image_shape, mean, std, classes), None
     if teacher is not None:
         own = _own(teacher, weights, recipe, card, images, pooling or "window", changes, sources)
         chosen, origin, file = own.recipe, folder / "recipe.toml", None
         _say_notes(own)
-    elif any(value is not None for value in (card, pooling, *images)):
-        raise InputError(
-            "--card, --image-shape, --mean, --std, --classes and --pooling describe a teacher of "
-            "your own: give it with --teacher, or set data.mean and the like with --set"
-        )
-    elif resume and not overrides and (method, stars, seed, student) == (None,) * 4:
-        named = None if recipe is None else str(recipe)
-        chosen, file = recipe_of_run(folder, named, file, changes, sources)
-        origin = folder / "recipe.toml"
-        say(f"Resuming with the recipe of {origin}")
     else:
-        spec = str(recipe or DEFAULT_MODEL)
-        chosen, origin = load_recipe(spec, changes, sources), find_recipe(spec)
+        _require_own(card, pooling, *images)
+        as_it_is = resume and not overrides and (method, stars, seed, student) == (None,) * 4
+        spec = optional_text(recipe)
+        chosen, origin, file = _recipe(spec, folder, file, changes, sources, as_it_is)
     if dry_run:
         return plan(chosen, file, origin)
     return run(
         chosen, folder, origin=origin, resume=resume, weights=file, own=own, progress=progress
     )
+
+
+def _recipe(
+    spec: str | None,
+    run: Path,
+    weights: Path | None,
+    changes: Sequence[str],
+    sources: Mapping[str, str],
+    as_it_is: bool,
+) -> tuple[Recipe, Path, Path | None]:
+    """Return a recipe, its file, and the teacher's weights; `as_it_is`: those that RUN has."""
+    from stars_deploy.config.recipe import find_recipe, load_recipe
+    from stars_deploy.console import say
+    from stars_deploy.workflow.resume import recipe_of_run
+
+    if not as_it_is:
+        spec = spec or DEFAULT_MODEL
+        return load_recipe(spec, changes, sources), find_recipe(spec), weights
+    recipe, weights = recipe_of_run(run, spec, weights, changes, sources)
+    say(f"Resuming with the recipe of {run / 'recipe.toml'}")
+    return recipe, run / "recipe.toml", weights
+
+
+def _require_own(*described: object) -> None:
+    """Refuse options that describe a teacher of one's own where none is given."""
+    if any(value is not None for value in described):
+        raise InputError(
+            "--card, --image-shape, --mean, --std, --classes and --pooling describe a teacher of "
+            "your own: give it with --teacher, or set data.mean and the like with --set"
+        )
 
 
 def _own(
