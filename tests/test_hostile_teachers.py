@@ -85,6 +85,20 @@ def test_ctrl_c_in_the_persons_code_is_an_interruption(folder):
     assert "interrupted" in imported("code.py:net", code=130)
 
 
+def test_an_import_that_is_interrupted_leaves_nothing(folder, monkeypatch):
+    from stars_deploy.workflow import own_teacher
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(own_teacher.tomli_w, "dumps", stopped)
+        assert "nothing was written to out" in imported(code=130)
+    assert not Path("out").exists()
+    imported()
+    assert len(list(Path("out").iterdir())) == 3
+
+
 @pytest.mark.parametrize(
     "spec", ["net.py:net.a.b", "net.py:net..", "..:net", "a/b:net", "C:\\net.py:net", "net.py:ne t",
              "net.py :net", "\x1b[1m.py:net", ":", "net.py::net", "torch:net", "net.py:__doc__.x"]

@@ -11,6 +11,8 @@ from torch import nn
 
 from stars_deploy.distillation.warm_start import (
     Pins,
+    _convolved,
+    _Gaussian,
     _passed_on,
     _per_input,
     analytic_start,
@@ -35,6 +37,15 @@ def test_every_output_sees_the_inputs_of_its_group():
     assert seen.tolist() == [[1, 2]] * 3 + [[3, 4]] * 3
     seen = _per_input(torch.tensor([1.0, 2.0]), nn.Conv2d(2, 3, 1))
     assert seen.tolist() == [[1, 2]] * 3
+
+
+def test_moments_behind_a_convolution_without_batch_norm():
+    conv = nn.Conv2d(2, 1, 1)
+    conv.weight.data[:] = torch.tensor([2.0, -3.0]).view(1, 2, 1, 1)
+    conv.bias.data[:] = 0.5
+    given = _Gaussian(torch.tensor([1.0, 4.0]), torch.tensor([0.25, 1.0]))
+    mean, var = _convolved(conv, [given])  # 2 - 12 + 0.5, and 4 / 4 + 9
+    assert mean.item() == -9.5 and var.item() == 10.0
 
 
 def test_a_sum_keeps_its_units_but_where_a_shortcut_ties_them():

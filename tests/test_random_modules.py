@@ -149,14 +149,14 @@ def everything_holds(module, shape):
     return compared, lowered_or_named(graph, images[16:])
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(networks())
 def test_random_networks(network):
     everything_holds(*network)
 
 
 @pytest.mark.slow
-@settings(max_examples=1_000)
+@settings(max_examples=500)
 @given(networks(blocks=7))
 def test_many_random_networks(network):
     everything_holds(*network)

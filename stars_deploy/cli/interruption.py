@@ -8,7 +8,7 @@ from pathlib import Path
 from stars_deploy import console
 
 GOES_ON = ("compare", "demo")
-WRITES_AT_THE_END = ("export", "finetune", "sweep", "tensorboard")
+WRITES_AT_THE_END = ("export", "finetune", "sweep", "teacher_import", "tensorboard")
 
 
 def afterwards(name: str, out: object) -> str:

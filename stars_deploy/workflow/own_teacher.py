@@ -21,7 +21,7 @@ from torch import nn
 from stars_deploy.assets import asset
 from stars_deploy.config.recipe import MOST_VALUES, Recipe, load_recipe, recipe_document
 from stars_deploy.errors import InputError, WeightsError, nearest
-from stars_deploy.files import json_text, sha256, write_bytes, write_text
+from stars_deploy.files import atomic_directory, json_text, sha256, write_bytes, write_text
 from stars_deploy.graph.foreign import Reading
 from stars_deploy.locks import one_writer
 from stars_deploy.networks.state_dicts import load_into, read_state_dict
@@ -144,15 +144,16 @@ def own_teacher(
 
 @one_writer("out")
 def import_teacher(teacher: OwnTeacher, out: Path) -> Json:
-    """Write OUT/recipe.toml, teacher.safetensors and teacher.json; returns what the last holds.
+    """Write OUT as a whole: recipe.toml, teacher.safetensors and teacher.json; returns the last.
 
     Raises:
         InputError: OUT is not an empty folder.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not an empty folder; give another one with --out")
-    teacher.write(out)
-    write_text(out / "recipe.toml", tomli_w.dumps(teacher.recipe.resolved()))
+    with atomic_directory(out) as folder:
+        teacher.write(folder)
+        write_text(folder / "recipe.toml", tomli_w.dumps(teacher.recipe.resolved()))
     return teacher.about
 
 
