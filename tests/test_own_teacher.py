@@ -252,3 +252,15 @@ def test_what_torchvision_says_of_its_own_weights_is_used_and_said(tmp_path, mon
     assert data["shape"] == [3, 64, 64] and data["std"] == [0.25] * 3
     assert data["mean"] == [0.485, 0.456, 0.406] and data["classes"] == ["0", "1", "2", "3"]
     assert about["notes"][-1] == "images: mean of torchvision's own weights"
+
+
+def test_many_classes_have_room(folder):
+    Path("wide.py").write_text(
+        "import net\nfrom torch import nn\n\ndef wide():\n    module = net.Residual()\n"
+        "    module.linear = nn.Linear(8, 100)\n    return module\n"
+    )
+    torch.save(build_module("wide.py:wide").state_dict(), "wide.pt")
+    own = ["--teacher", "wide.py:wide", "--weights", "wide.pt", *IMAGES]
+    run("distill", *own, *SET, "--out", "run")
+    recipe = load_recipe("run/recipe.toml")
+    assert recipe.synthesis.nayer.lte_dim == len(recipe.data.classes) == 100

@@ -135,7 +135,9 @@ def own_teacher(
             "sha256": hashlib.sha256(weights).hexdigest(),
         },
     }
-    recipe = load_recipe(origin, overrides, options, sections)
+    # An orthogonal embedding per class needs as many dimensions; a recipe of one's own says so.
+    wide = [f"synthesis.nayer.lte_dim={len(classes)}"] if base is None and len(classes) > 64 else []
+    recipe = load_recipe(origin, [*wide, *overrides], options, sections)
     about = _about(request, module, traced)
     if assumed:
         about["notes"].append(f"images: {', '.join(assumed)} of torchvision's own weights")
