@@ -1,4 +1,4 @@
-"""From weights to a device, without a network: peak memory of each step, size and time on the device.
+"""Without a network: peak memory from weights to a bundle, size and time on a device.
 
     python benchmarks/edge.py resnet20.th
 
@@ -114,10 +114,8 @@ def bare_environment(folder: Path) -> Path:
     python = folder / "bin" / "python"
     wanted = str(ROOT / "export" / "requirements-onnx.txt")
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
-    subprocess.run(
-        [uv, "pip", "install", "--quiet", "--link-mode", "copy", "--python", str(python), "-r", wanted],
-        check=True,
-    )  # fmt: skip
+    install = [uv, "pip", "install", "--quiet", "--link-mode", "copy"]
+    subprocess.run([*install, "--python", str(python), "-r", wanted], check=True)
     return python
 
 
