@@ -77,6 +77,11 @@ def test_links_and_anchors_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
+def test_the_index_names_every_page():
+    listed = {link.partition("#")[0] for link in links(DOCS / "README.md")}
+    assert {page.name for page in DOCS.glob("*.md")} - {"README.md"} == listed - {"../README.md"}
+
+
 def defined(file):
     """Names that a module defines at its top level, with those of its classes behind a dot."""
     found = set()
