@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import json
 import re
 import runpy
 import shutil
@@ -232,6 +233,24 @@ def test_the_page_on_profiles_is_run_with_its_chip(folder, capsys):
     left_out = tomllib.loads(chip)
     del left_out["limits"]["neurons_per_core"]
     assert parse_profile(left_out, "my-chip.toml").limits.neurons_per_core is None
+
+
+def test_the_numbers_of_the_page_on_edge_devices_are_those_of_the_benchmark():
+    text = (DOCS / "edge.md").read_text()
+    result = json.loads((ROOT / "benchmarks" / "results" / "edge.json").read_text())
+    rows = dict(re.findall(r"^\| `([^`]+)` \| ([\d,]+) MiB \|", text, re.MULTILINE))
+    assert {name: int(peak.replace(",", "")) for name, peak in rows.items()} == {
+        name: round(step["peak_mib"]) for name, step in result["steps"].items()
+    }
+    for name in ("model.onnx", "model_int8.onnx"):
+        found = result["device"][name]
+        ms = found["one_image_ms"]
+        row = (
+            f"| `{name}` | {found['bytes']:,} | {found['one_image_peak_mib']:.0f} MiB "
+            f"| {ms['median']:.1f} ms ({ms['min']:.1f} to {ms['max']:.1f}) |"
+        )
+        assert row in text
+    assert f"{result['device']['environment_bytes'] / 1e6:.0f} MB" in text
 
 
 def test_every_key_of_a_profile_is_on_its_page():
