@@ -184,7 +184,9 @@ def test_golden_images_of_a_run_are_its_latest_synthetic_ones(run, tmp_path):
     from stars_deploy.distillation import checkpoint
 
     pool = small_recipes.random_images(9, (1, 12, 12), 5)
-    checkpoint.save(run, {"session": {"pool": {"images": torch.from_numpy(pool)}}})
+    images = {"images": torch.from_numpy(pool), "labels": torch.zeros(9), "capacity": 9}
+    numbers = {"done": 1, "metrics_size": 0, "threads": 1, "seconds": 1.0}
+    checkpoint.save(run, {**numbers, "session": {"pool": images}})
     export(run, ["nir"], "loihi2", 4, "raw", tmp_path / "bundle")
     golden = read_golden(tmp_path / "bundle" / "golden.npz")
     assert golden.source == "synthetic" and (golden.labels == -1).all()

@@ -14,9 +14,11 @@ from stars_deploy.config.recipe import Synthesis
 from stars_deploy.data import EVALUATION, NAMED
 from stars_deploy.networks import device as torch_device
 from stars_deploy.targets.loihi import Balance
+from stars_deploy.targets.onnx_options import Weights
 from stars_deploy.validation.engines import OUTSIDE, RUNNABLE
 from stars_deploy.workflow import export, reading, setting, sweep_plan
 from stars_deploy.workflow.inventory import zoo
+from stars_deploy.workflow.own_teacher import POOLINGS
 
 # Completes in a process that cannot import what makes a shell wait.
 PROGRAM = """
@@ -51,7 +53,7 @@ def complete(line, shell="bash"):
 
 def test_bash_completes_every_kind_of_word():
     assert complete("stars-deploy va").split() == ["validate"]
-    assert complete("stars-deploy teacher ").split() == ["train"]
+    assert complete("stars-deploy teacher ").split() == ["import", "train"]
     assert complete("stars-deploy distill --wei").split() == ["--weights"]
     assert complete("stars-deploy distill fashion-mnist-s").split() == ["fashion-mnist-small"]
     assert complete("stars-deploy check x --profile loihi").split() == [
@@ -105,6 +107,8 @@ def test_the_lists_are_those_of_the_commands():
         "balance": get_args(Balance),
         "nir_gain": export.GAINS,
         "gain": reading.GAINS,
+        "onnx_weights": get_args(Weights),
+        "pooling": POOLINGS,
         "golden_images": ("auto", EVALUATION, "synthetic", "random"),
         "method": methods,
         "over": sweep_plan.AXES,

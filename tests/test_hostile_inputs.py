@@ -334,3 +334,22 @@ def test_paths_with_line_breaks_and_long_names(tmp_path):
 def test_an_unreadable_data_set_is_named():
     with pytest.raises(DataError):
         load_data(str(images() / "idx" / "t10k-labels-idx1-ubyte.gz"), load_recipe(model()).data)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [("initial_state", "7"), ("initial_state", '{"x": 0}'), ("T", str(1 << 40)), ("nodes", "{}")],
+)
+def test_onnx_metadata_of_other_kinds(key, text, tmp_path):
+    import onnx
+
+    from stars_deploy.simulation.onnx_engine import OnnxEngine
+
+    bundle = bundles.write_bundle(tmp_path, ("nir", "onnx"), 1)
+    paths = [bundle / name for name in ("model.onnx", "model_step.onnx")]
+    for path in paths:
+        written = onnx.load_model_from_string(path.read_bytes())
+        for entry in written.metadata_props:
+            entry.value = text if entry.key == key else entry.value
+        path.write_bytes(written.SerializeToString())
+    refused(lambda: OnnxEngine(*paths), "model_step.onnx" if key != "x" else "")

@@ -8,7 +8,9 @@ from pathlib import Path
 import json_page
 import jsonschema
 import numpy as np
+import own_networks
 import pytest
+import torch
 from test_api import COMMANDS
 from tiny_distillation import tiny_model
 from typer.testing import CliRunner
@@ -21,6 +23,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 # What is run, in this order, each on what the earlier ones left.
 RUNS = {
     "distill --dry-run": "distill my-model --out run --dry-run",
+    "teacher-import": "teacher import net.py:Fire --weights net.pt --image-shape 2,8,8 --mean 0.5 "
+    "--std 0.29 --out imported",
     "teacher-train": "teacher train my-model --data data --set training.epochs=1 --out teacher",
     "distill": "distill my-model --out run",
     "evaluate": "evaluate run --data data",
@@ -46,6 +50,7 @@ RUNS = {
 }
 FILES = {
     "summary.json": "run/summary.json",
+    "teacher.json": "imported/teacher.json",
     "training.json": "run/training.json",
     "manifest.json": "bundle/manifest.json",
     "validation.json": "bundle/validation.json",
@@ -74,6 +79,8 @@ def outputs(tmp_path_factory):
         recipe = tiny_model(folder / "my-model")
         # A student of random weights fits the chip; one of this random teacher's would not.
         recipe.write_text(recipe.read_text().replace("enabled = true", "enabled = false"))
+        Path("net.py").write_text(Path(own_networks.__file__).read_text())
+        torch.save(own_networks.Fire().state_dict(), "net.pt")
         Path("data").mkdir()
         for seed, split in enumerate(("train", "test")):
             np.savez(f"data/{split}.npz", **images(seed))

@@ -71,6 +71,8 @@ def test_from_a_file_to_a_bundle_that_validates(folder):
     for engine in ("float", "onnx"):
         run("validate", "bundle", "--profile", "reference", "--engine", engine)
     assert json.loads(Path("bundle/validation.json").read_text())["verdict"] == "pass"
+    page = Path("bundle/report.html").read_text()
+    assert "distilled without any data from an ANN, net.py:Residual" in page
 
 
 def test_an_imported_teacher_is_a_recipe_for_every_command(folder):

@@ -136,6 +136,8 @@ class Teacher(TypedDict):
     """Its network family."""
     sha256: str | None
     """Of its weights."""
+    parameters: NotRequired[int]
+    """Its parameters."""
     source: NotRequired[str]
     """What --teacher named, of an imported one."""
 

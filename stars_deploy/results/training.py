@@ -37,6 +37,8 @@ class Distilled(TypedDict):
     """Images in these updates, repeated ones counted again."""
     teacher: Teacher
     """Whom the student was distilled from."""
+    student_parameters: int
+    """Of the student; a twin has one more per layer of PLIF neurons."""
     pool_images: int
     """Synthetic images held at the end."""
     data: Literal["none"]

@@ -13,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from stars_deploy.errors import BundleError, DataError, EngineError
+from stars_deploy.graph.metadata import MAX_STEPS
 from stars_deploy.simulation.recording import EngineInfo, Recording, Spikes
 
 _BATCH = 64
@@ -43,11 +44,24 @@ class OnnxEngine:
         self.nodes: list[str] = _property(step, self._step, "nodes")
         self._T: int = _property(step, self._step, "T")
         self._initial: dict[str, Any] = _property(step, self._step, "initial_state")
+        self._check_properties(step)
         for key in ("nodes", "T"):
             if _property(model, self._unrolled, key) != _property(step, self._step, key):
                 raise BundleError(
                     f"{model.name} and {step.name} disagree on {key}; export the bundle again"
                 )
+
+    def _check_properties(self, step: Path) -> None:
+        """Refuse metadata of other kinds, and a T that would run for ever."""
+        names = isinstance(self.nodes, list) and all(isinstance(x, str) for x in self.nodes)
+        inputs = {entry.name for entry in self._step.get_inputs()}
+        initial = isinstance(self._initial, dict) and all(f"v.{x}" in inputs for x in self._initial)
+        steps = type(self._T) is int and 1 <= self._T <= MAX_STEPS
+        if not (names and initial and steps):
+            raise BundleError(
+                f"{step}: nodes, T or initial_state in the model's metadata is not what "
+                "stars-deploy writes; export the bundle again"
+            )
 
     def run(
         self, images: NDArray[np.uint8], feed: Spikes | None = None, margins: bool = False
@@ -99,8 +113,11 @@ class OnnxEngine:
         start = {}
         for node, value in self._initial.items():
             shape = shapes[f"v.{node}"]
-            one = np.asarray(value, np.float32)
-            one = one.reshape(shape) if one.ndim else np.broadcast_to(one, shape)
+            try:
+                one = np.asarray(value, np.float32)
+                one = one.reshape(shape) if one.ndim else np.broadcast_to(one, shape)
+            except (TypeError, ValueError) as problem:
+                raise EngineError(f"onnx: initial_state of {node} is unusable: {problem}") from None
             start[node] = np.repeat(one[None], count, axis=0)
         return start
 

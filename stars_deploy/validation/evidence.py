@@ -38,6 +38,7 @@ class TeacherFacts(_Facts):
     family: str | None = None
     sha256: str | None = None
     parameters: int | None = None
+    source: str | None = None  # what --teacher named
 
 
 class Summary(_Facts):

@@ -12,6 +12,7 @@ from stars_deploy.config.recipe import Recipe, load_recipe
 from stars_deploy.distillation.schedule import synthesis_steps
 from stars_deploy.errors import EngineError, InputError
 from stars_deploy.files import atomic_directory
+from stars_deploy.locks import one_writer
 from stars_deploy.targets.bundle import refuse_inside
 
 METRICS = "metrics.jsonl"
@@ -28,6 +29,7 @@ class Scalar(NamedTuple):
     seconds: float | None
 
 
+@one_writer("out")
 def tensorboard(run: Path, out: Path) -> dict[str, Any]:
     """Write RUN/metrics.jsonl, of any command that trains, as event files into OUT.
 
@@ -44,7 +46,7 @@ def tensorboard(run: Path, out: Path) -> dict[str, Any]:
     scalars = list(read_scalars(run))
     ends = (run / METRICS).stat().st_mtime
     last = max((scalar.seconds or 0.0 for scalar in scalars), default=0.0)
-    with atomic_directory(out) as folder, writer(str(folder)) as events:
+    with atomic_directory(out, _require_events_only) as folder, writer(str(folder)) as events:
         for scalar in scalars:
             when = None if scalar.seconds is None else ends - last + scalar.seconds
             events.add_scalar(scalar.tag, scalar.value, scalar.step, walltime=when)

@@ -49,7 +49,9 @@ def headline(evidence: Evidence, source: Mapping[str, Any], graph: nir.NIRGraph)
     method = summary.method or source.get("method")
     if not method:
         return f"{network}; how it was trained is not known."
-    family = f" of family {summary.teacher.family}" if summary.teacher.family else ""
+    known = summary.teacher
+    family = f" of family {known.family}" if known.family else ""
+    family = f", {known.source}" if known.source else family
     free = "without any data " if summary.data == "none" else ""
     return f"{network}, distilled {free}from an ANN{family}: {method}."
 
@@ -72,7 +74,8 @@ def _teacher(summary: Summary, source: Mapping[str, Any], recipe: Mapping[str, A
     digest = summary.teacher.sha256 or source.get("teacher_sha256") or planned.get("sha256")
     if family is None and digest is None:
         return UNKNOWN
-    parts = [f"ANN, family {family}" if family else "ANN"]
+    own = summary.teacher.source
+    parts = [f"ANN, {own}" if own else f"ANN, family {family}" if family else "ANN"]
     channels = section(section(recipe, "teacher"), "args").get("channels")
     if isinstance(channels, list):
         parts.append(f"channels {'-'.join(map(str, channels))}")
