@@ -23,14 +23,16 @@ def blocks(page: Path, *languages: str) -> list[str]:
     return [body for language, body in FENCE.findall(text) if language in languages]
 
 
+def words_of(block: str) -> list[list[str]]:
+    """The words of every command of a block, prompts and comments taken off."""
+    lines = block.replace("\\\n", " ").splitlines()
+    found = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
+    return [words for words in found if words]
+
+
 def commands(page: Path) -> list[list[str]]:
-    """The words of every command of a page, prompts and comments taken off, in order."""
-    found = []
-    for body in blocks(page, *SHELL):
-        for line in body.replace("\\\n", " ").splitlines():
-            words = shlex.split(line.removeprefix("$ "), comments=True)
-            found += [words] if words else []
-    return found
+    """The words of every command of a page, in order."""
+    return [words for block in blocks(page, *SHELL) for words in words_of(block)]
 
 
 def ours(page: Path) -> list[list[str]]:
