@@ -27,6 +27,7 @@ from stars_deploy.config.recipe import load_recipe
 from stars_deploy.data import load_data
 from stars_deploy.distillation import checkpoint
 from stars_deploy.graph.reader import read_graph
+from stars_deploy.networks.teacher_spec import build_module
 from stars_deploy.networks.weights import load_student, load_teacher
 from stars_deploy.simulation.integer.engine import open_engine
 from stars_deploy.simulation.onnx_engine import OnnxEngine
@@ -37,6 +38,7 @@ from stars_deploy.validation.check import examine
 from stars_deploy.workflow.compare import compare
 from stars_deploy.workflow.distill import distill, plan
 from stars_deploy.workflow.operating_point import operating_point
+from stars_deploy.workflow.own_teacher import Request, own_teacher
 from stars_deploy.workflow.samples import golden_samples
 from stars_deploy.workflow.sources import load_any_graph, open_source
 from stars_deploy.workflow.sweep import sweep
@@ -170,6 +172,35 @@ def _encoded(image: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, format="JPEG")
     return stream.getvalue()
+
+
+@cache
+def teacher() -> Path:
+    """A person's own network: its file, its weights, and cards of both kinds."""
+    folder = _folder()
+    (folder / "net.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(),\n"
+        "                         nn.Linear(72, 3))\n"
+    )
+    torch.manual_seed(0)
+    state = build_module(f"{folder / 'net.py'}:net").state_dict()
+    torch.save({"state_dict": state, "epoch": 1}, folder / "net.th")
+    (folder / "card.toml").write_text(
+        'shape = [1, 8, 8]\nmean = [0.5]\nstd = [0.25]\nclasses = ["a", "b", "c"]\nflip = false\n'
+    )
+    hub = {"image_mean": [0.5], "image_std": [0.25], "id2label": {"0": "a", "1": "b", "2": "c"}}
+    timm = {"pretrained_cfg": {"input_size": [1, 8, 8]}}
+    (folder / "config.json").write_text(json.dumps(hub | timm))
+    return folder
+
+
+def _imported(card: str) -> Read:
+    """Import the teacher, its images as a card says."""
+    return lambda folder: own_teacher(
+        Request(f"{folder / 'net.py'}:net", folder / "net.th", None, folder / card)
+    )
 
 
 @cache
@@ -324,6 +355,11 @@ READERS = [
            _checkpoint, 0.3),
     Reader("summary", run, "summary.json", [J, J, B], _exported, 1.0),
     Reader("weights", model, "teacher.safetensors", [mutate.edit_safetensors, B], _weights),
+    Reader("own weights", teacher, "net.th", [edit_state, edit_state, mutate.edit_pickle, B],
+           _imported("card.toml"), 0.03),
+    Reader("card.toml", teacher, "card.toml", [mutate.edit_toml] * 5 + [B],
+           _imported("card.toml"), 0.03),
+    Reader("config.json", teacher, "config.json", [J, J, J, B], _imported("config.json"), 0.03),
     Reader("data.npz", images, "data.npz", [N, N, N, B], _load("data.npz")),
     Reader("jpeg.npz", images, "jpeg.npz", [N, N, N, B], _load("jpeg.npz")),
     Reader("idx", images, "idx/t10k-images-idx3-ubyte", [mutate.edit_idx, B], _load("idx")),

@@ -237,3 +237,18 @@ def test_errors_of_the_library_are_its_exceptions(folder):
             "net.py:Residual", weights="net.th", image_shape=SHAPE, mean=0.5, std=0.2, out="r",
             overrides=["kd.lrr=1"],
         )  # fmt: skip
+
+
+def test_what_torchvision_says_of_its_own_weights_is_used_and_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(build_module("torchvision:squeezenet1_1", 4).state_dict(), "bare.pth")
+    with pytest.raises(InputError, match="no BatchNorm"):
+        stars_deploy.import_teacher("torchvision:squeezenet1_1", weights="bare.pth", out="x")
+    torch.save(build_module("torchvision:resnet18", 4).state_dict(), "net.pth")
+    about = stars_deploy.import_teacher(
+        "torchvision:resnet18", weights="net.pth", image_shape=(3, 64, 64), std=0.25, out="t"
+    )
+    data = tomllib.loads(Path("t/recipe.toml").read_text())["data"]
+    assert data["shape"] == [3, 64, 64] and data["std"] == [0.25] * 3
+    assert data["mean"] == [0.485, 0.456, 0.406] and data["classes"] == ["0", "1", "2", "3"]
+    assert about["notes"][-1] == "images: mean of torchvision's own weights"

@@ -90,6 +90,7 @@ def test_torchvision_models_have_the_classes_of_the_weights():
     module = build_module("torchvision:squeezenet1_1", 7)
     assert module(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
     assert class_count({"a": torch.zeros(3, 3, 1, 1), "fc": torch.zeros(7, 5)}) == 7
+    assert class_count({"a": torch.zeros(9, 3, 1, 1), "b": torch.zeros(9)}) == 9
     assert class_count({"a": torch.zeros(3)}) is None
 
 

@@ -223,12 +223,16 @@ def _pins(pair: Twins, index: int, fits: Sequence[ChannelFit]) -> Pins:
 
 
 def _shared_gain(network: Network, index: int, fits: Sequence[ChannelFit]) -> Tensor | None:
-    """Return the gain of an earlier layer whose spikes are added to those of layer `index`."""
+    """Return the gain of the first layer whose spikes are added to those of layer `index`.
+
+    Through others, too: where a and b are added, and b and c elsewhere, all three share it.
+    """
     wires = [wire.sources for junction in network.junctions for wire in junction.wires]
-    for sources in (*wires, network.readout):
-        if index in sources and min(sources) < index:
-            return fits[min(sources)].gain
-    return None
+    group, size = {index}, 0
+    while len(group) > size:
+        size = len(group)
+        group = group.union(*(s for s in (*wires, network.readout) if group.intersection(s)))
+    return fits[min(group)].gain if min(group) < index else None
 
 
 def _scale_inputs(

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from stars_deploy.errors import WeightsError
 
@@ -29,6 +30,7 @@ WRAPPERS = (
 )
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 MORE_DEPTH = 4
+MORE_BYTES = 8  # times the file's size, of tensors that share their storage
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -42,7 +44,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         WeightsError: no such file, damaged, other than a state dict, or NaN in it.
     """
     if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file")
+        what = (
+            "is a folder, expected one file of weights" if path.is_dir() else "no such weights file"
+        )
+        raise WeightsError(f"{path}: {what}")
     content = _pickled(path) if path.suffix.lower() in PICKLED else _safetensors(path)
     tensors = _tensors(_unwrapped(content, path), path)
     for name, tensor in tensors.items():
@@ -65,8 +70,20 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
             found = bare
     counters = {name for name in expected if name.endswith("num_batches_tracked")}
     found |= {name: expected[name] for name in counters - found.keys()}
+    lazy = {name for name, tensor in expected.items() if is_lazy(tensor)}  # of no shape yet
+    expected |= {name: found[name] for name in lazy & found.keys()}
     compare(expected, found, path, "the teacher")
+    for name, tensor in expected.items():
+        if tensor.is_floating_point() != found[name].is_floating_point():
+            raise WeightsError(
+                f"{path}: tensor {name} is {_kind(found[name])}, the teacher has {_kind(tensor)}; "
+                "quantised weights cannot be used, save the network before that"
+            )
     module.load_state_dict(found)
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def compare(
@@ -104,15 +121,14 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _pickled(path: Path) -> Any:
-    if zipfile.is_zipfile(path) and _is_torchscript(path):
-        raise WeightsError(
-            f"{path}: a TorchScript program, whose code would have to run; save its weights with "
-            "torch.save(model.state_dict(), FILE)"
-        )
     try:
+        if zipfile.is_zipfile(path):
+            _require_plain_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as problem:
-        reason = str(problem).strip().splitlines()[0][:160]
+        reason = (str(problem).strip().splitlines() or ["damaged"])[0][:160]
         raise WeightsError(
             f"{path}: holds more than tensors, and nothing in it is executed ({reason}); save the "
             "weights alone: torch.save(model.state_dict(), FILE), or as safetensors"
@@ -124,10 +140,19 @@ def _pickled(path: Path) -> Any:
         ) from None
 
 
-def _is_torchscript(path: Path) -> bool:
+def _require_plain_archive(path: Path) -> None:
+    """Refuse programs, and archives that unpack to more than they are."""
     with zipfile.ZipFile(path) as archive:
-        return any(
-            name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist()
+        entries = archive.infolist()
+    if any(e.filename.endswith("/constants.pkl") or "/code/" in e.filename for e in entries):
+        raise WeightsError(
+            f"{path}: a TorchScript program, whose code would have to run; save its weights with "
+            "torch.save(model.state_dict(), FILE)"
+        )
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise WeightsError(
+            f"{path}: holds compressed entries, which torch.save does not write; save the weights "
+            "again with torch.save(model.state_dict(), FILE)"
         )
 
 
@@ -145,6 +170,24 @@ def _unwrapped(content: Any, path: Path) -> Mapping[str, Any]:
     )
 
 
+def _require_what_is_there(content: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that cannot be weights, or that would be far larger than the file."""
+    for name, tensor in content.items():
+        odd = tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized
+        if odd or tensor.device.type != "cpu":
+            kind = "quantised" if tensor.is_quantized else f"{_kind(tensor)}, {tensor.layout}"
+            raise WeightsError(
+                f"{path}: tensor {name} is {kind} on {tensor.device}; expected plain numbers, "
+                "as in the state dict of a network in float32"
+            )
+    size = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
+    if size > MORE_BYTES * path.stat().st_size:  # one storage that is read over and over
+        raise WeightsError(
+            f"{path}: its tensors claim {size} bytes, in a file of {path.stat().st_size}; save the "
+            "weights again"
+        )
+
+
 def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     other = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if other or not content:
@@ -153,6 +196,7 @@ def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
             f"{path}: no state dict: {keys} beside or instead of tensors; expected names of "
             f"tensors, by themselves or under one of the keys {', '.join(WRAPPERS)}"
         )
+    _require_what_is_there(content, path)
     found = {
         str(name): tensor.detach().cpu().float() if tensor.is_floating_point() else tensor.cpu()
         for name, tensor in content.items()

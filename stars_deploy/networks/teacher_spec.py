@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from stars_deploy.errors import InputError, nearest
@@ -37,19 +39,17 @@ def build_module(spec: str, classes: int | None = None) -> nn.Module:
         raise InputError(f"--teacher {spec!r}: {FORMS}")
     if source == TORCHVISION:
         return _torchvision(name, classes)
-    module = _from_file(Path(source)) if source.endswith(".py") else _from_package(source)
-    found: Any = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            known = [key for key in vars(found) if not key.startswith("_")]
-            raise InputError(f"--teacher {spec!r}: {source} has no {part!r}{nearest(part, known)}")
-        found = getattr(found, part)
-    made = found if isinstance(found, nn.Module) else _called(spec, found)
-    if not isinstance(made, nn.Module):
-        raise InputError(
-            f"--teacher {spec!r}: gives a {type(made).__name__}, expected a torch.nn.Module"
-        )
-    return made
+    file = Path(source) if source.endswith(".py") else None
+    with own_code(spec), _importable(file.resolve().parent if file else Path.cwd()):
+        found: Any = _from_file(file) if file else importlib.import_module(source)
+        for part in name.split("."):
+            if not hasattr(found, part):
+                known = [key for key in dir(found) if not key.startswith("_")]
+                raise InputError(
+                    f"--teacher {spec!r}: {source} has no {part!r}{nearest(part, known)}"
+                )
+            found = getattr(found, part)
+        return _bare(spec, found if isinstance(found, nn.Module) else _called(spec, found))
 
 
 def short_name(spec: str) -> str:
@@ -59,9 +59,15 @@ def short_name(spec: str) -> str:
 
 
 def class_count(tensors: dict[str, Tensor]) -> int | None:
-    """Return the rows of the last matrix of a state dict: the classes of most classifiers."""
-    matrices = [tensor for tensor in tensors.values() if tensor.dim() == 2]
-    return len(matrices[-1]) if matrices else None
+    """Return the rows of the last matrix of a state dict, or of its last kernel if it has none.
+
+    These are the classes of most classifiers.
+    """
+    for axes in (2, 4):
+        weights = [tensor for tensor in tensors.values() if tensor.dim() == axes]
+        if weights:
+            return len(weights[-1])
+    return None
 
 
 def torchvision_data(name: str) -> dict[str, Any]:
@@ -98,18 +104,14 @@ def _torchvision(name: str, classes: int | None) -> nn.Module:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"--teacher: {path}: no such file; {FORMS}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name that shadows nothing, under which dataclasses and pickle find the file's own classes.
+    name = f"stars_deploy_teacher_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise InputError(f"--teacher: {path}: not a file of Python")
-    module = importlib.util.module_from_spec(spec)
-    with _own_code(str(path)), _importable(path.resolve().parent):
-        spec.loader.exec_module(module)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
-
-
-def _from_package(name: str) -> ModuleType:
-    with _own_code(name), _importable(Path.cwd()):
-        return importlib.import_module(name)
 
 
 def _called(spec: str, function: Any) -> Any:
@@ -118,26 +120,56 @@ def _called(spec: str, function: Any) -> Any:
             f"--teacher {spec!r}: is a {type(function).__name__}, expected a function that returns "
             "the network, or its class"
         )
-    with _own_code(spec):
-        return function()
+    return function()
+
+
+def _bare(spec: str, made: Any) -> nn.Module:
+    """Return a network in float32 without what only training needs around it."""
+    while isinstance(made, nn.Module):
+        compiled = getattr(made, "_orig_mod", None)  # of torch.compile
+        inner = made.module if isinstance(made, nn.DataParallel) else compiled
+        if not isinstance(inner, nn.Module):
+            break
+        made = inner
+    if isinstance(made, torch.jit.ScriptModule):
+        raise InputError(
+            f"--teacher {spec!r}: gives a TorchScript program, which cannot be traced; "
+            "expected the torch.nn.Module that it was made from"
+        )
+    if not isinstance(made, nn.Module):
+        raise InputError(
+            f"--teacher {spec!r}: gives a {type(made).__name__}, expected a torch.nn.Module"
+        )
+    return made.float()
 
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Let the person's file import its neighbours."""
+    """Let the person's code import its neighbours, and leave everything else as it was."""
+    path, place = list(sys.path), Path.cwd()
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    gradients, threads = torch.is_grad_enabled(), torch.get_num_threads()
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        sys.path[:] = path
+        os.chdir(place)
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(device if device.type != "cpu" else None)
+        torch.set_grad_enabled(gradients)
+        torch.set_num_threads(threads)
 
 
 @contextmanager
-def _own_code(what: str) -> Iterator[None]:
-    """Say where the person's own code fails, whatever it raises."""
+def own_code(what: str) -> Iterator[None]:
+    """Say where the person's own code fails, whatever it raises; what it prints goes to stderr."""
     try:
-        yield
-    except Exception as problem:
+        with redirect_stdout(sys.stderr):
+            yield
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as problem:  # also SystemExit, which would end the command
         last = traceback.extract_tb(problem.__traceback__)[-1]
         raise InputError(
             f"--teacher {what}: {type(problem).__name__}: {problem} (line {last.lineno} of "

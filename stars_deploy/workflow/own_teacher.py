@@ -6,8 +6,11 @@ Their code runs once, here. What comes of it, a description and tensors, is all 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +19,7 @@ import tomli_w
 from torch import nn
 
 from stars_deploy.assets import asset
-from stars_deploy.config.recipe import Recipe, load_recipe, recipe_document
+from stars_deploy.config.recipe import MOST_VALUES, Recipe, load_recipe, recipe_document
 from stars_deploy.errors import InputError, WeightsError, nearest
 from stars_deploy.files import json_text, sha256, write_bytes, write_text
 from stars_deploy.graph.foreign import Reading
@@ -103,12 +106,18 @@ def own_teacher(
         )
     origin = base if base is not None else str(asset("models", "bases", "own-teacher.toml"))
     tensors = read_state_dict(request.weights)
-    module = build_module(request.spec, class_count(tensors))
-    load_into(module, tensors, request.weights)
-    _require_batch_norm(module, request)
-    known = _images(request, recipe_document(origin).get("data", {}))
-    traced = trace(module, _shape(known["shape"]), request.pooling)
+    count = class_count(tensors)
+    base_data = recipe_document(origin).get("data", {})
+    assumed = {} if base_data else _of_torchvision(request, count)
+    known = _images(request, base_data or assumed)
+    module = build_module(request.spec, count)
+    with redirect_stdout(sys.stderr):  # of what the person's forward prints
+        load_into(module, tensors, request.weights)
+        _require_batch_norm(module, request)
+        traced = trace(module, _shape(known["shape"]), request.pooling)
     classes = known.setdefault("classes", [str(k) for k in range(traced.network.fc.out_features)])
+    if not isinstance(classes, list):
+        raise InputError(f"classes {classes!r}: expected a list of names, one per logit")
     if len(classes) != traced.network.fc.out_features:
         raise InputError(
             f"--classes: {len(classes)} names for the {traced.network.fc.out_features} logits of "
@@ -127,7 +136,10 @@ def own_teacher(
         },
     }
     recipe = load_recipe(origin, overrides, options, sections)
-    return OwnTeacher(recipe, traced.network, weights, _about(request, module, traced))
+    about = _about(request, module, traced)
+    if assumed:
+        about["notes"].append(f"images: {', '.join(assumed)} of torchvision's own weights")
+    return OwnTeacher(recipe, traced.network, weights, about)
 
 
 @one_writer("out")
@@ -144,26 +156,38 @@ def import_teacher(teacher: OwnTeacher, out: Path) -> Json:
     return teacher.about
 
 
-def _images(request: Request, base: Any) -> Json:
-    """Return the [data] section: of the base recipe, torchvision, the card, and the options."""
-    known: Json = dict(base) if isinstance(base, dict) else {}
+def _of_torchvision(request: Request, classes: int | None) -> Json:
+    """Return what neither a card nor options say, as torchvision's own weights have it.
+
+    Its names of classes are left out where the teacher has another number of them.
+    """
     source, _, name = request.spec.rpartition(":")
-    if source == TORCHVISION and not known and request.card is None:
-        known |= torchvision_data(name)
-        if request.images is not None and request.images.image_shape is not None:
-            known.pop("shape")
+    if source != TORCHVISION or request.card is not None:
+        return {}
+    known = torchvision_data(name)
+    if len(known["classes"]) != classes:
+        known.pop("classes")
+    return {key: value for key, value in known.items() if key not in _given(request)}
+
+
+def _given(request: Request) -> Json:
+    """Return what options say of the images."""
+    given = request.images or Reading()
+    values = {
+        "shape": given.image_shape,
+        "mean": given.mean,
+        "std": given.std,
+        "classes": given.classes,
+    }
+    return {key: list(value) for key, value in values.items() if value is not None}
+
+
+def _images(request: Request, base: Any) -> Json:
+    """Return the [data] section: of the base recipe, the card, and the options."""
+    known: Json = dict(base) if isinstance(base, dict) else {}
     if request.card is not None:
         known |= read_card(request.card)
-    given = request.images
-    if given is not None:
-        for key, value in (
-            ("shape", given.image_shape),
-            ("mean", given.mean),
-            ("std", given.std),
-            ("classes", given.classes),
-        ):
-            if value is not None:
-                known[key] = list(value)
+    known |= _given(request)
     options = {"shape": "--image-shape C,H,W", "mean": "--mean", "std": "--std"}
     missing = [option for key, option in options.items() if key not in known]
     if missing:
@@ -180,8 +204,10 @@ def _images(request: Request, base: Any) -> Json:
 def _shape(value: Any) -> tuple[int, int, int]:
     if not (isinstance(value, list) and len(value) == 3 and all(isinstance(n, int) for n in value)):
         raise InputError(f"image shape {value!r}: expected three whole numbers, C, H, W")
-    if min(value) < 1 or max(value) > 4096:
-        raise InputError(f"image shape {value!r}: expected numbers from 1 to 4096")
+    if min(value) < 1 or math.prod(value) > MOST_VALUES:
+        raise InputError(
+            f"image shape {value!r}: expected numbers from 1, and {MOST_VALUES} values at most"
+        )
     return value[0], value[1], value[2]
 
 
@@ -207,7 +233,7 @@ def _about(request: Request, module: nn.Module, traced: Any) -> Json:
 
 
 def _require_batch_norm(module: nn.Module, request: Request) -> None:
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
     if not any(isinstance(m, kinds) and m.running_mean is not None for m in module.modules()):
         raise InputError(
             f"--teacher {short_name(request.spec)}: has no BatchNorm with running statistics; "

@@ -6,6 +6,7 @@ the wiring; Python itself binds the arguments that a person's code gave.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -83,10 +84,14 @@ def linear(call: Call, x: Value, module: nn.Linear) -> Value:
     return call.wiring.extended(x, layer, call.place)
 
 
-def batch_norm(call: Call, x: Value, bn: nn.BatchNorm1d | nn.BatchNorm2d) -> Value:
+def batch_norm(
+    call: Call, x: Value, bn: nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
+) -> Value:
     """A BatchNorm joins the convolution before it, or gets one that changes nothing."""
     if bn.running_mean is None or bn.running_var is None:
         refuse(call.place, "a BatchNorm without running statistics", "train with them")
+    if not bn.eps > 0:
+        refuse(call.place, f"a BatchNorm of eps {bn.eps:g}", "expected a positive number, 1e-5")
     if x.flat and x.shape[1:] != (1, 1):
         refuse(call.place, "a BatchNorm of flattened maps", "put it before the flattening")
     conv = x.last
@@ -113,6 +118,8 @@ def relu(
     call: Call, x: Value, slope: float = 0.0, limit: float | None = None, inplace: bool = False
 ) -> Value:
     """An activation of the ReLU family: min(max(z, slope z), limit)."""
+    if not 0 <= slope < 1:
+        refuse(call.place, f"a leaky ReLU of slope {slope:g}; expected 0 <= slope < 1", USE_RELU)
     if not slope and limit is None and _never_negative(call.wiring, x):
         return x
     if slope:
@@ -139,12 +146,14 @@ def hardtanh(
     """min(max(z, a), b), of which only a = 0 is of the ReLU family."""
     if min_val != 0:
         refuse(call.place, f"a hardtanh from {min_val} to {max_val} has negative outputs")
-    return relu(call, x, limit=float(max_val))
+    return relu(call, x, limit=None if max_val == math.inf else float(max_val))
 
 
 def clamp(call: Call, x: Value, min: Any = None, max: Any = None) -> Value:
     """A clamp from 0 is a ReLU."""
-    return hardtanh(call, x, min, max) if max is not None else _from_zero(call, x, min)
+    if max is None:
+        return _from_zero(call, x, min)
+    return hardtanh(call, x, 0 if min is None and _never_negative(call.wiring, x) else min, max)
 
 
 def _from_zero(call: Call, x: Value, low: Any) -> Value:
@@ -277,7 +286,9 @@ def squeeze(call: Call, x: Value, *axes: Any) -> Value:
 
 
 def add(call: Call, x: Any, other: Any, alpha: Any = 1) -> Value:
-    """A residual add."""
+    """A residual add; sum([...]) begins with 0."""
+    if isinstance(x, int) and x == 0 and isinstance(other, Value) and alpha == 1:
+        return other
     if not isinstance(x, Value) or not isinstance(other, Value) or alpha != 1:
         refuse(call.place, "adds a constant or a scaled value", "write it into a bias or a weight")
     return call.wiring.added([x, other], call.place)
@@ -285,7 +296,8 @@ def add(call: Call, x: Any, other: Any, alpha: Any = 1) -> Value:
 
 def cat(call: Call, tensors: Sequence[Any], dim: int = 0) -> Value:
     """Concatenation along channels."""
-    if dim not in (1, -3) or not all(isinstance(value, Value) for value in tensors):
+    along = {1, -3} | ({-1} if all(getattr(value, "flat", False) for value in tensors) else set())
+    if dim not in along or not all(isinstance(value, Value) for value in tensors):
         refuse(call.place, f"concatenates along axis {dim}; expected values along channels, 1")
     return call.wiring.concatenated(list(tensors), call.place)
 
@@ -396,7 +408,8 @@ def _of(handler: Handler, *names: str) -> Callable[[Any], tuple[Handler, tuple[A
 _MODULES: list[tuple[Any, Callable[[Any], tuple[Handler, tuple[Any, ...]]]]] = [
     (nn.Conv2d, lambda module: (conv2d, (module,))),
     (nn.Linear, lambda module: (linear, (module,))),
-    ((nn.BatchNorm2d, nn.BatchNorm1d), lambda module: (batch_norm, (module,))),
+    # Of a trained network, SyncBatchNorm computes what the others do.
+    ((nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm), lambda module: (batch_norm, (module,))),
     (nn.ReLU6, _of(relu6)),
     (nn.ReLU, _of(relu)),
     (nn.LeakyReLU, _of(leaky_relu, "negative_slope")),

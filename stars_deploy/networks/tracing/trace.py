@@ -68,6 +68,7 @@ def trace(module: nn.Module, shape: Shape, pooling: str = "window") -> Traced:
     graph = _symbolic(module)
     images = torch.randn(PROOF_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
     record = _run(graph, images)
+    _same_when_called(module, images, record)
     walk = _Walk(graph, record, shape)
     args, classes = walk.all(pooling)
     network = TracedNetwork(shape, classes, args, None)
@@ -78,15 +79,17 @@ def trace(module: nn.Module, shape: Shape, pooling: str = "window") -> Traced:
 
 def _symbolic(module: nn.Module) -> fx.GraphModule:
     try:
-        return fx.GraphModule(module, fx.Tracer(param_shapes_constant=True).trace(module))
+        graph = fx.GraphModule(module, fx.Tracer(param_shapes_constant=True).trace(module))
+        graph.graph.eliminate_dead_code()  # such as a head that is for training alone
+        return graph
     except Exception as problem:  # whatever the person's code raises when it gets no tensors
         place = traceback.extract_tb(problem.__traceback__)
         own = [frame for frame in place if "/torch/" not in frame.filename.replace("\\", "/")]
-        frame = own[-1]
+        frame = (own or place)[-1]
         raise InputError(
             f"{type(module).__name__}: cannot be traced at line {frame.lineno} of "
             f"{frame.filename.rsplit('/', 1)[-1]} ({frame.line}): {_first_line(problem)}; what the "
-            "network does must not depend on the values of its input"
+            "network does must not depend on values or sizes of its input"
         ) from problem
 
 
@@ -112,6 +115,27 @@ def _run(graph: fx.GraphModule, images: Tensor) -> dict[fx.Node, Any]:
     return record
 
 
+@torch.no_grad()
+def _same_when_called(module: nn.Module, images: Tensor, record: dict[fx.Node, Any]) -> None:
+    """Raise InputError if the module itself gives other results than its graph."""
+    result, found = list(record.values())[-1], module(images)
+    if isinstance(found, Tensor) and not torch.isfinite(found).all():
+        raise InputError(
+            f"{type(module).__name__}: gives NaN or infinite values for normalised noise; are its "
+            "weights damaged, or a variance of a BatchNorm negative?"
+        )
+    if isinstance(result, Tensor) and not (
+        isinstance(found, Tensor)
+        and found.shape == result.shape
+        and torch.allclose(found, result, rtol=1e-4, atol=1e-5 * float(result.abs().max()))
+    ):
+        raise InputError(
+            f"{type(module).__name__}: called with images it gives other results than its forward "
+            "does in tracing (dropout that is always on, a hook, a __call__ of its own, a state "
+            "that it keeps); write what it computes into forward"
+        )
+
+
 def _first_line(problem: Exception) -> str:
     text = str(problem).strip().splitlines()
     return f"{type(problem).__name__}: {text[0][:200]}" if text else type(problem).__name__
@@ -124,6 +148,13 @@ def _place(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack")
     inside = next(reversed(stack.values()))[0] if stack else ""
     return f"{inside}.{node.name}" if inside else node.name
+
+
+def _times(reader: fx.Node, node: fx.Node) -> int:
+    """Return how often a reader takes a node: twice in x + x."""
+    taken: list[fx.Node] = []
+    fx.node.map_arg((reader.args, reader.kwargs), taken.append)
+    return taken.count(node)
 
 
 class _Walk:
@@ -140,12 +171,12 @@ class _Walk:
     def all(self, pooling: str) -> tuple[TracedArgs, int]:
         """Return the description of the whole network, and its number of classes."""
         self._drop_what_does_nothing()
+        (output,) = (node for node in self._graph.graph.nodes if node.op == "output")
+        self.logits = self._before_softmax(output.args[0])
         for node in self._graph.graph.nodes:
             if node.op == "placeholder":
                 self._values[node] = output_of(IMAGE, self._shape)
-            elif node.op == "output":
-                self.logits = self._before_softmax(node.args[0])
-            elif node not in self._values and self._is_map(node) and node.target not in NORMALISERS:
+            elif node.op != "output" and node not in self._values and self._is_map(node):
                 self._values[node] = self._settled(node, self._value(node))
         return self._finished(self._values[self.logits], pooling)
 
@@ -159,7 +190,7 @@ class _Walk:
             handler = self._handler(node)
             if handler is not None and handler[0] is unchanged:
                 self.wiring.note(f"{_place(node)}: does nothing after training, left out")
-                node.replace_all_uses_with(node.args[0])
+                node.replace_all_uses_with(node.all_input_nodes[0])
                 self._graph.graph.erase_node(node)
 
     def _handler(self, node: fx.Node) -> tuple[Any, tuple[Any, ...]] | None:
@@ -180,9 +211,11 @@ class _Walk:
             refuse(place, f"{what} cannot be turned into a spiking form", remedy_for(what))
         function, more = handler
         args, options = fx.node.map_arg((node.args, node.kwargs), self._argument)
+        options = dict(options)
+        first = (options.pop("input"),) if "input" in options else ()
         try:
-            result: Value = function(Call(place, self.wiring), *args, *more, **options)
-        except (TypeError, AttributeError, IndexError) as problem:
+            result: Value = function(Call(place, self.wiring), *first, *args, *more, **options)
+        except (TypeError, AttributeError, IndexError, ValueError) as problem:
             what = self._what(node)
             refuse(place, f"{what} with arguments that are not understood ({problem})")
         return result
@@ -202,7 +235,12 @@ class _Walk:
         Read by one activation and by adds, it is the input of that activation, which junctions can
         carry on (a membrane shortcut).
         """
-        readers = [user for user in node.users if user.op == "output" or self._is_map(user)]
+        readers = [
+            user
+            for user in node.users
+            if user.op == "output" or self._is_map(user)
+            for _ in range(_times(user, node))
+        ]
         if value.plain or len(readers) < 2:
             return value
         bends = [user for user in readers if self._bends(user)]
@@ -211,7 +249,10 @@ class _Walk:
         if not alone or value.carry is not None:
             return self.wiring.sum(value, _place(node))
         self._values[node] = value
-        fired = self._values[bends[0]] = self._value(bends[0])
+        fired = self._value(bends[0])
+        if not fired.plain:  # never negative, so that a ReLU changes nothing
+            return self.wiring.sum(value, _place(node))
+        self._values[bends[0]] = fired
         (index,) = fired.wires[0].sources
         return Value((), value.shape, carry=index, flat=value.flat)
 
@@ -226,10 +267,20 @@ class _Walk:
         if result.op == "call_module":
             kind = type(self._graph.get_submodule(str(function)))
             function = "softmax" if kind in (nn.Softmax, nn.LogSoftmax) else function
-        if function in NORMALISERS:
+        alone = len(result.users) == 1 and self._along_classes(result)
+        if function in NORMALISERS and alone:
             self.wiring.note(f"{_place(result)}: left out, the student learns the logits before it")
-            return self._before_softmax(result.args[0])
+            (logits,) = result.all_input_nodes
+            result.replace_all_uses_with(logits)
+            self._graph.graph.erase_node(result)
+            return self._before_softmax(logits)
         return result
+
+    def _along_classes(self, node: fx.Node) -> bool:
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        if node.op == "call_module":
+            dim = getattr(self._graph.get_submodule(str(node.target)), "dim", None)
+        return dim in (None, 1, -1)
 
     def _finished(self, value: Value, pooling: str) -> tuple[TracedArgs, int]:
         wiring, logits = self.wiring, self._record[self.logits]

@@ -93,6 +93,7 @@ class Wiring:
     def junction(self, value: Value, place: str, **activation: object) -> int:
         """Make `value` a junction; return its index."""
         wires = tuple(self._reading_no_bare_image(wire, value.shape, place) for wire in value.wires)
+        wires = self._scalable(wires, value, place)
         args = {"place": place, "wires": wires, "carry": value.carry, **activation}
         self.junctions.append(JunctionArgs.model_validate(args))
         self.shapes.append(value.shape)
@@ -107,8 +108,7 @@ class Wiring:
 
     def neuron(self, value: Value, place: str, slope: float, limit: float | None) -> Value:
         """Make `value` a junction with an activation, which can be shifted and scaled."""
-        adjustable = value.carry is not None or any(map(_has_conv, value.wires))
-        if not adjustable:
+        if not any(map(_has_conv, value.wires)):
             value = self.unchanged(value, place)
         index = self.junction(value, place, slope=slope, limit=limit)
         return replace(output_of(index, value.shape), flat=value.flat)
@@ -162,7 +162,10 @@ class Wiring:
         sources = tuple(source for wire in plain for source in wire.sources)
         if len(set(sources)) < len(sources):
             refuse(place, "adds a value to itself", "write the factor into the weights before it")
-        shared = (WireArgs(sources=sources),) if sources else ()
+        # Spikes that are added up share their gain; the image and sums have none to share.
+        neurons = tuple(source for source in sources if self._fires(source))
+        others += [WireArgs(sources=(source,)) for source in sources if source not in neurons]
+        shared = (WireArgs(sources=neurons),) if neurons else ()
         carry = carries[0] if carries else None
         flat = any(value.flat for value in values)
         return Value((*others, *shared), values[0].shape, carry, flat)
@@ -181,6 +184,29 @@ class Wiring:
             first += own
         return replace(self.added(parts, place), flat=flat)
 
+    def _fires(self, source: int) -> bool:
+        return source != IMAGE and self.junctions[source].activation != "none"
+
+    def _scalable(
+        self, wires: Sequence[WireArgs], value: Value, place: str
+    ) -> tuple[WireArgs, ...]:
+        """Return the wires, of which no two without weights add to the same channel.
+
+        What such a wire adds cannot be scaled in the twin, nor can what `carry` adds: next to
+        another one it passes a convolution.
+        """
+        taken = set(range(value.shape[0])) if value.carry is not None else set()
+        found = []
+        for wire in wires:
+            if not _has_conv(wire):
+                own = _channels(wire, value.shape[0])
+                if own & taken:
+                    (wire,) = self.unchanged(Value((wire,), value.shape), place).wires
+                else:
+                    taken |= own
+            found.append(wire)
+        return tuple(found)
+
     def _reading_no_bare_image(self, wire: WireArgs, shape: Shape, place: str) -> WireArgs:
         """Return a wire whose image, if it reads one, passes a convolution."""
         if IMAGE not in wire.sources or _has_conv(wire):
@@ -193,6 +219,12 @@ class Wiring:
 
 def _has_conv(wire: WireArgs) -> bool:
     return any(layer.kind == "conv" for layer in wire.layers)
+
+
+def _channels(wire: WireArgs, channels: int) -> set[int]:
+    pads = [layer for layer in wire.layers if layer.kind == "pad"]
+    first, count = (pads[0].first, pads[0].inputs) if pads else (0, channels)
+    return set(range(first, first + count))
 
 
 def _room(value: Value, layer: Layer) -> bool:
