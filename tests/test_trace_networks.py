@@ -120,6 +120,25 @@ def test_a_calibrated_twin_follows_its_teacher(network, monkeypatch):
     assert lost < 0.9 * unexplained(teacher, copied.eval(), chosen)
 
 
+def test_calibration_lets_go_of_maps_that_no_later_layer_reads(monkeypatch):
+    """Of 7 junctions, a residual network never needs more than the one before and a shortcut."""
+    held, refit = [], warm_start._Calibration.refit
+
+    def watched(self, index):
+        refit(self, index)
+        held.append((len(self._spikes), len(self._inputs) + len(self._goals), len(self._z)))
+
+    monkeypatch.setattr(warm_start._Calibration, "refit", watched)
+    traced = trace(trained(own_networks.Residual), SHAPE)
+    warm_pair(traced)
+    count = len(traced.args.junctions)
+    spikes, teachers, carried = zip(*held, strict=True)
+    assert max(spikes) == 2 and spikes[-1] == len(traced.args.readout) == 1
+    # All of the teacher's maps are there at the start, one activation of its own at the end.
+    assert teachers[0] >= 2 * count - 2 and teachers[-1] == 1
+    assert set(carried) == {0}
+
+
 def unexplained(teacher, student, chosen):
     """The share of the variance of the teacher's centred logits that the student's do not have."""
     x = to_input(pixels(200, seed=2), chosen.data, torch.device("cpu"))

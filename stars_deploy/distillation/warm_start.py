@@ -288,10 +288,12 @@ class _Calibration:
         self._pair = pair
         self._ridge = recipe.warm_start.ridge
         self._rng = make_rng(recipe.run.seed, "calibration")
-        self._goal = pair.teacher.taps(x)
-        self._inputs = {IMAGE: x} | dict(enumerate(self._goal.activations))  # the teacher's
+        taps = pair.teacher.taps(x)
+        self._logits = taps.logits
+        self._goals = dict(enumerate(taps.pre_activations))
+        self._inputs = {IMAGE: x} | dict(enumerate(taps.activations))  # the teacher's
         self._spikes: dict[int, Tensor] = {IMAGE: x[None]}  # the student's, [T or 1, B, ...]
-        self._z: list[Tensor] = []  # the student's pre-activations in the teacher's units
+        self._z: dict[int, Tensor] = {}  # its carried pre-activations, in the teacher's units
         self.fits: list[ChannelFit] = []
 
     def refit(self, index: int) -> None:
@@ -312,7 +314,7 @@ class _Calibration:
         if target.carry is not None:
             parts.append(self._z[target.carry])
         z = _broadcast_sum(parts)
-        goal = self._goal.pre_activations[index]
+        goal = self._goals.pop(index)
         pins = _pins(pair, index, self.fits)
         if index in pair.student.neurons:
             fit = self._fit(index, z, goal, pins)
@@ -321,8 +323,11 @@ class _Calibration:
         _fold(target, affines, fit, self.fits)
         current = z * fit.slope.view(-1, 1, 1) + fit.offset.view(-1, 1, 1)
         self._spikes[index] = pair.student.activations[index](current)
-        self._z.append(z)
+        if index in pair.student.carried:
+            self._z[index] = z
         self.fits.append(fit)
+        for spent in pair.student.last_use.get(index, ()):  # T times the size of an image's maps
+            del self._spikes[spent], self._inputs[spent]
 
     def _fit(self, index: int, z: Tensor, goal: Tensor, pins: Pins) -> ChannelFit:
         """Return the fit of junction `index` to the teacher's activation."""
@@ -331,7 +336,7 @@ class _Calibration:
         start = fit_gaussian(mean, std, pair.neuron, pair.T, pins)
         places = torch.randperm(goal.numel() // goal.shape[1], generator=self._rng)[:SAMPLES]
         places = places.to(goal.device)
-        relu = _columns(self._goal.activations[index][None], places)[0]
+        relu = _columns(self._inputs[index][None], places)[0]
         return fit_samples(_columns(z, places), relu, start, pair.neuron, pair.T, pins)
 
     def _refit_wire(
@@ -362,9 +367,9 @@ class _Calibration:
         flat = student.head(summed.flatten(0, 1))
         features = flat.reshape(*summed.shape[:2], -1).mean(0)
         if self._ridge > 0:
-            refit_linear(student.fc, features, self._goal.logits, self._ridge)
+            refit_linear(student.fc, features, self._logits, self._ridge)
         student.fc.bias.copy_(teacher.fc.bias)
-        student.fc.bias.add_((self._goal.logits - student.fc(features)).mean(0))
+        student.fc.bias.add_((self._logits - student.fc(features)).mean(0))
 
     @staticmethod
     def _sum(values: Mapping[int, Tensor], sources: Sequence[int]) -> Tensor:

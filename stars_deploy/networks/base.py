@@ -92,6 +92,8 @@ class Network(nn.Module):
         readout: the activations whose summed output is pooled and given to `fc`.
         neurons: indices of the junctions that have an activation.
         stage_ends: indices of the junctions at the ends of stages.
+        last_use: per junction, the outputs that nothing behind it needs.
+        carried: the junctions whose pre-activation a later one adds.
     """
 
     junctions: Sequence[Junction]
@@ -111,8 +113,8 @@ class Network(nn.Module):
         self.readout, self.stage_ends = tuple(readout), tuple(stage_ends)
         self.activations = nn.ModuleList(self._activation(junction) for junction in self.junctions)
         self.neurons = tuple(i for i, j in enumerate(self.junctions) if j.activation is not None)
-        self._last_use = _last_uses(self.junctions, self.readout)
-        self._carried = {j.carry for j in self.junctions if j.carry is not None}
+        self.last_use = _last_uses(self.junctions, self.readout)
+        self.carried = {j.carry for j in self.junctions if j.carry is not None}
 
     def _activation(self, junction: Junction) -> nn.Module:
         if junction.activation is None:
@@ -148,9 +150,9 @@ class Network(nn.Module):
         for index, junction in enumerate(self.junctions):
             current = self._current(junction, currents, outputs, len(image))
             outputs[index] = self._activate(index, current, len(image), record)
-            if index in self._carried:
+            if index in self.carried:
                 currents[index] = current
-            for spent in self._last_use.get(index, ()):
+            for spent in self.last_use.get(index, ()):
                 del outputs[spent]
         features = self._aligned([outputs[i] for i in self.readout], len(image))
         if len(features) != self.T * len(image):
