@@ -86,6 +86,9 @@ def test_an_imported_teacher_is_a_recipe_for_every_command(folder):
         ours = load_teacher(recipe, origin=Path("teacher/recipe.toml"))(x)
         torch.testing.assert_close(ours, trained(own_networks.Residual)(x), rtol=1e-4, atol=1e-5)
     run("distill", "teacher/recipe.toml", "--out", "run")
+    for name in ("teacher.safetensors", "teacher.json"):  # a run needs nothing beside it
+        assert Path("run", name).read_bytes() == Path("teacher", name).read_bytes()
+    assert json.loads(Path("run/summary.json").read_text())["teacher"]["source"] == about["teacher"]
     before = Path("teacher/recipe.toml").read_bytes()
     assert "not an empty folder" in run(*words, "--out", "teacher", code=2).stderr
     assert Path("teacher/recipe.toml").read_bytes() == before

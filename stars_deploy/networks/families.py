@@ -22,6 +22,7 @@ Positive = Annotated[int, Field(ge=1, le=1 << 16, strict=True)]
 Depth = Annotated[int, Field(ge=1, le=256, strict=True)]  # blocks
 MOST_BLOCKS = 1024
 MOST_PARAMETERS = 1 << 28  # 1 GiB of float32
+TRACED = "traced"  # of networks that were not written here
 TWIN = "twin"  # as student.architecture: the teacher's family
 
 
@@ -126,7 +127,7 @@ FAMILIES: dict[str, Family] = {
     "cnn": Family(CnnArgs, _cnn),
     "vgg16": Family(VggArgs, _vgg),
     **{name: Family(ResNetArgs, _resnet(shape)) for name, shape in RESNETS.items()},
-    "traced": Family(TracedArgs, build_traced),
+    TRACED: Family(TracedArgs, build_traced),
 }
 
 

@@ -26,9 +26,9 @@ from stars_deploy.files import read_json, remove_leftovers, sha256, write_json, 
 from stars_deploy.locks import one_writer
 from stars_deploy.networks.base import Network
 from stars_deploy.networks.device import resolve
-from stars_deploy.networks.families import build_student, build_teacher
+from stars_deploy.networks.families import TRACED, build_student, build_teacher
 from stars_deploy.networks.weights import load_teacher, save_weights
-from stars_deploy.workflow.own_teacher import ABOUT, OwnTeacher
+from stars_deploy.workflow.own_teacher import ABOUT, WEIGHTS, OwnTeacher, keep
 from stars_deploy.workflow.provenance import hardware, versions
 
 RECIPE = "recipe.toml"
@@ -60,7 +60,8 @@ def distill(
     Args:
         origin: the recipe's file; `teacher.weights` is relative to its folder.
         weights: a safetensors file to use instead of `teacher.weights`.
-        own: a teacher that was imported, with `recipe` its recipe; it is kept in OUT.
+        own: a teacher that was imported, with `recipe` its recipe; like any teacher of family
+            traced it is kept in OUT.
         after_epoch: called with the number of each training epoch and the student as it then is.
 
     Returns:
@@ -74,7 +75,8 @@ def distill(
     device = resolve(recipe.run.device)
     if own is None:
         teacher: Network = load_teacher(recipe, weights, origin)
-        recipe = _with_teacher(recipe, weights_path(recipe, weights, origin))
+        file = weights_path(recipe, weights, origin)
+        recipe = _with_teacher(recipe, file)
     else:
         teacher = own.network
     with threads(recipe.run.threads):  # a recipe is refused before it claims a folder
@@ -86,6 +88,8 @@ def distill(
     _claim(out, recipe, resume)
     if own is not None:
         own.write(out)
+    elif recipe.teacher.family == TRACED:
+        keep(file, out)
     if (out / SUMMARY).is_file():
         say(f"{out}: this run is complete; nothing to resume")
         return _read_summary(out / SUMMARY)
@@ -172,7 +176,8 @@ def weights_path(recipe: Recipe, weights: Path | None, origin: Path | None) -> P
 
 def _with_teacher(recipe: Recipe, weights: Path) -> Recipe:
     """Return the recipe with the identity of the weights that are really used."""
-    known = {"weights": weights.name, "sha256": sha256(weights)}
+    name = WEIGHTS if recipe.teacher.family == TRACED else weights.name
+    known = {"weights": name, "sha256": sha256(weights)}
     return recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update=known)})
 
 

@@ -21,9 +21,18 @@ from torch import nn
 from stars_deploy.assets import asset
 from stars_deploy.config.recipe import MOST_VALUES, Recipe, load_recipe, recipe_document
 from stars_deploy.errors import InputError, WeightsError, nearest
-from stars_deploy.files import atomic_directory, json_text, sha256, write_bytes, write_text
+from stars_deploy.files import (
+    atomic_directory,
+    json_text,
+    read_json,
+    sha256,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from stars_deploy.graph.foreign import Reading
 from stars_deploy.locks import one_writer
+from stars_deploy.networks.families import TRACED
 from stars_deploy.networks.state_dicts import load_into, read_state_dict
 from stars_deploy.networks.teacher_spec import (
     TORCHVISION,
@@ -129,7 +138,7 @@ def own_teacher(
         "name": name,
         "data": {"name": name, **known},
         "teacher": {
-            "family": "traced",
+            "family": TRACED,
             "args": _described(traced.args),
             "weights": WEIGHTS,
             "sha256": hashlib.sha256(weights).hexdigest(),
@@ -157,6 +166,16 @@ def import_teacher(teacher: OwnTeacher, out: Path) -> Json:
         teacher.write(folder)
         write_text(folder / "recipe.toml", tomli_w.dumps(teacher.recipe.resolved()))
     return teacher.about
+
+
+def keep(weights: Path, out: Path) -> None:
+    """Copy the weights of a teacher that was imported, and what lies beside them about it."""
+    if weights.resolve() == (out / WEIGHTS).resolve():
+        return
+    write_bytes(out / WEIGHTS, weights.read_bytes())
+    about = weights.parent / ABOUT
+    if about.is_file():
+        write_json(out / ABOUT, read_json(about))
 
 
 def _of_torchvision(request: Request, classes: int | None) -> Json:
