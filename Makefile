@@ -44,7 +44,8 @@ check: install
 	$(BIN)/mypy
 
 # Apart: four_arms.py (40 minutes, an otherwise idle machine), comparisons.py and tails.py (hours),
-# warm_start.py (5 minutes).
+# warm_start.py (5 minutes), fuzz.py (as long as it is given); own_teacher.py and edge.py, which want
+# the weights that own_teacher_train.py makes (20 minutes).
 bench: demo judges
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/demo.py

@@ -295,7 +295,7 @@ class _Walk:
                 "neurons could be made"
             )
         sources, head = self._head(value, logits.shape[1])
-        self._added_norms(head)
+        self._note_added_norms()
         args = TracedArgs(
             junctions=tuple(wiring.junctions),
             readout=sources,
@@ -320,7 +320,7 @@ class _Walk:
         self.wiring.note("output: gets a linear layer that changes nothing, as the read-out")
         return total.wires[0].sources, ()
 
-    def _added_norms(self, head: tuple[Layer, ...]) -> None:
+    def _note_added_norms(self) -> None:
         bare = [
             layer.name
             for junction in self.wiring.junctions

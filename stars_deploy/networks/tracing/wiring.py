@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
+import torch
 from torch import Tensor
 
 from stars_deploy.errors import InputError
@@ -122,8 +123,6 @@ class Wiring:
 
     def pointwise(self, channels: int, place: str, eps: float | None = None) -> Layer:
         """Return a convolution that passes every channel on; with `eps`, a BatchNorm follows."""
-        import torch
-
         name = self.name(place)
         self.keep(name, {"conv.weight": torch.ones(channels, 1, 1, 1)})
         return Layer(
