@@ -43,9 +43,7 @@ constant = 3
 def folder(tmp_path, monkeypatch):
     (tmp_path / "my_net.py").write_text(CODE)
     (tmp_path / "neighbour.py").write_text("WIDTH = 7\n")
-    yield tmp_path
-    for name in ("my_net", "neighbour"):
-        sys.modules.pop(name, None)
+    return tmp_path
 
 
 @pytest.mark.parametrize("name", ["Net", "Zoo.small", "ready"])
@@ -105,3 +103,12 @@ def test_names_of_folders_are_not_kept():
     assert short_name("/home/somebody/net.py:f") == "net.py:f"
     assert short_name("package.module:f") == "package.module:f"
     assert isinstance(build_module("torch.nn:Identity"), nn.Identity)
+
+
+def test_neighbours_of_one_name_are_those_of_the_folder(tmp_path):
+    for width in (3, 4):
+        own = tmp_path / str(width)
+        own.mkdir()
+        (own / "my_net.py").write_text(CODE)
+        (own / "neighbour.py").write_text(f"WIDTH = {width}\n")
+        assert build_module(f"{own / 'my_net.py'}:Net")[0].in_features == width

@@ -143,16 +143,34 @@ def _bare(spec: str, made: Any) -> nn.Module:
     return made.float()
 
 
+#: Modules that came with the last teacher: the next one's may have the same names.
+_NEIGHBOURS: set[str] = set()
+
+
+def _forget_neighbours() -> None:
+    for name in _NEIGHBOURS:
+        sys.modules.pop(name, None)
+    _NEIGHBOURS.clear()
+
+
+def _lies_in(name: str, folder: Path) -> bool:
+    file = vars(sys.modules[name]).get("__file__")  # asked for otherwise, lazy modules are loaded
+    return isinstance(file, str) and folder.resolve() in Path(file).resolve().parents
+
+
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
     """Let the person's code import its neighbours, and leave everything else as it was."""
     path, place = list(sys.path), Path.cwd()
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     gradients, threads = torch.is_grad_enabled(), torch.get_num_threads()
+    _forget_neighbours()
+    before = set(sys.modules)
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
+        _NEIGHBOURS.update(name for name in set(sys.modules) - before if _lies_in(name, folder))
         sys.path[:] = path
         os.chdir(place)
         torch.set_default_dtype(dtype)
