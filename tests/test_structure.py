@@ -31,7 +31,8 @@ ALLOWED = {
     "simulation": BASE | {"graph"},
     "validation": BASE | {"graph", "targets", "simulation"},
     "workflow": BASE
-    | {"graph", "networks", "data", "distillation", "targets", "simulation", "validation"},
+    | {"graph", "networks", "data", "distillation", "targets", "simulation", "validation"}
+    | {"results"},
     "results": BASE,
     "api": BASE | {"workflow", "results"},
     "cli": BASE | {"api", "workflow"},

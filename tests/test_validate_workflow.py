@@ -209,7 +209,16 @@ def test_rounding_is_diagnosed_with_its_place_and_its_cause(bundle):
 
 def test_damaged_verdicts_are_replaced_not_a_defect(bundle):
     first = validate(bundle, "loihi2", "integer")
-    for damage in ({"engine": "x"}, {"layers": 5}, {"layers": [5]}, {"earlier": [7, {"a": 1}]}):
+    layer, readout = first["layers"][0], first["readout"]
+    for damage in (
+        {"engine": "x"},
+        {"layers": 5},
+        {"layers": [5]},
+        {"earlier": [7, {"a": 1}]},
+        {"layers": [{**layer, "relative_difference": [1]}]},
+        {"readout": {**readout, "max_abs_difference": []}},
+        {"layers": [{**layer, "name": 5}]},
+    ):
         files.write_json(bundle / "validation.json", {**first, **damage})
         assert validate(bundle, "reference", "float")["verdict"] == "pass"
 

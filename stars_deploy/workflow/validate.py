@@ -6,12 +6,15 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from stars_deploy import __version__
 from stars_deploy.config.profile import load_profile
 from stars_deploy.console import Progress, no_progress
 from stars_deploy.errors import InputError, RecipeError
 from stars_deploy.files import json_text, read_json, sha256, write_texts
 from stars_deploy.locks import one_writer
+from stars_deploy.results.validation import Validated
 from stars_deploy.simulation.energy.activity import CountingEngine
 from stars_deploy.simulation.recorded_engine import RecordedEngine
 from stars_deploy.targets.findings import Finding
@@ -181,26 +184,20 @@ def _keep_earlier(folder: Path, result: Json) -> Json:
     kept = [
         {name: value for name, value in item.items() if name != "earlier"}
         for item in before
-        if _alike(item, result)
+        if _is_verdict(item)
         and item["manifest_sha256"] == result["manifest_sha256"]
         and _subject(item) != _subject(result)
     ]
     return {**result, "earlier": kept}
 
 
-def _alike(item: Any, result: Json) -> bool:
-    """Return whether a stored verdict has the shape of a new one: anything else is no evidence."""
-    if not isinstance(item, dict) or not item.keys() >= result.keys():
+def _is_verdict(item: Any) -> bool:
+    """Return whether a stored verdict is what this version writes: anything else is no evidence."""
+    try:
+        TypeAdapter(Validated).validate_python(item, strict=True)
+    except ValidationError:
         return False
-    kinds = all(
-        isinstance(item[name], type(value) if isinstance(value, dict | list | str) else object)
-        for name, value in result.items()
-        if item[name] is not None
-    )
-    layers = item["layers"] if kinds else []
-    return bool(layers) and all(
-        isinstance(layer, dict) and layer.keys() >= result["layers"][0].keys() for layer in layers
-    )
+    return True
 
 
 def _subject(result: Json) -> tuple[object, ...]:
