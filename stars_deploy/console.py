@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,6 +32,8 @@ class Settings:
 
 
 settings = Settings()
+#: What stands in a column of numbers: -1,234.5e-3, 12.5 %, and - where there is none.
+_NUMBER = re.compile(r"-|[-+]?[\d,]*\.?\d+(e[-+]?\d+)?( ?%)?|nan|-?inf", re.IGNORECASE)
 LINE_SECONDS = 30.0  # between two lines of progress in a log
 PIPED_WIDTH = 132  # of tables in a file or a log, which have no width of their own
 
@@ -66,17 +69,20 @@ def complain(text: str) -> None:
 
 
 def show(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Print a table for people; the first column is left-aligned, numbers are right-aligned."""
+    """Print a table for people; columns of numbers are right-aligned, words left-aligned."""
     if settings.quiet:
         return
     from rich.markup import escape
 
-    table = _table(escape(printable(title)))
+    table = _table()
+    cells = [[printable(_cell(value)) for value in row] for row in rows]
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(printable(_cell(value))) for value in row))
+        words = index == 0 or not all(_NUMBER.fullmatch(row[index]) for row in cells)
+        table.add_column(column, justify="left" if words else "right", overflow="fold")
+    for row in cells:
+        table.add_row(*map(escape, row))
     console = stderr()
+    console.print(printable(title), markup=False, style="bold")  # a narrow table would wrap it
     console.soft_wrap = False
     if not on_terminal():
         console.width = PIPED_WIDTH
@@ -91,11 +97,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t\u00a0" else ascii(c)[1:-1] for c in text)
 
 
-def _table(title: str) -> Table:
+def _table() -> Table:
     from rich import box
     from rich.table import Table
 
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    return Table(box=box.SIMPLE_HEAD)
 
 
 def _cell(value: Any) -> str:

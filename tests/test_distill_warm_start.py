@@ -211,3 +211,10 @@ def test_a_network_that_is_no_chain_is_refused(pair):
     recipe, nets = pair
     with pytest.raises(InputError, match=r"warm_start\.enabled = false"):
         twins(recipe, nets.teacher, Network(None))
+
+
+@pytest.mark.parametrize(("neuron", "T"), NEURONS)
+def test_a_relu_that_never_opens_gets_no_steep_slope(neuron, T):
+    mean, std = torch.tensor([-9.0, 0.0]), torch.tensor([0.5, 0.5])
+    dead, alive = fit_gaussian(mean, std, neuron, T).slope.tolist()
+    assert 0.1 * alive < dead < 10 * alive

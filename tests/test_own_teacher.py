@@ -267,3 +267,12 @@ def test_many_classes_have_room(folder):
     run("distill", *own, *SET, "--out", "run")
     recipe = load_recipe("run/recipe.toml")
     assert recipe.synthesis.nayer.lte_dim == len(recipe.data.classes) == 100
+
+
+@pytest.mark.parametrize("words", [["--mean", "127"], ["--std", "0.2,60"]])
+def test_constants_of_undivided_pixels_are_refused(words, folder):
+    own = ["--teacher", "net.py:Residual", "--weights", "net.th", *IMAGES, *words]
+    assert (
+        "divide constants for pixels of 0 to 255"
+        in run("distill", *own, "--out", "x", code=2).stderr
+    )

@@ -78,7 +78,7 @@ def test_code_in_a_file_is_never_run(zipped, tmp_path):
 def test_whole_models_say_how_to_save_the_weights(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save(network(), path)
-    with pytest.raises(WeightsError, match=r"nothing in it is executed .*model\.state_dict\(\)"):
+    with pytest.raises(WeightsError, match=r"nothing in it is executed; .*model\.state_dict\(\)"):
         read_state_dict(path)
 
 

@@ -14,6 +14,7 @@ from stars_deploy import files
 from stars_deploy.errors import BundleError, EngineError, InputError
 from stars_deploy.simulation.recording import Recording
 from stars_deploy.targets.bundle import open_bundle, read_golden, seal
+from stars_deploy.targets.findings import Finding
 from stars_deploy.validation import engines
 from stars_deploy.workflow import setting as settings
 from stars_deploy.workflow.simulate import simulate
@@ -176,9 +177,10 @@ def test_changed_weight_is_named_by_connection_and_by_spikes(bundle):
     assert not any(node in ("lif1", "conv1", "conv3") for _, node in found)
     (message,) = (f["message"] for f in result["findings"] if f["code"] == "lowering.weights")
     assert message.startswith("1 of ") and "weights differ" in message
-    assert result["reason"].startswith("lif2: ")
+    assert result["reason"] == f"conv2: {message}"  # the cause, before the spikes it changes
     where = r"first at image \d+, step \d, neuron \(\d+, \d+, \d+\): [01] instead of [01], H - V_th"
-    assert re.search(where, result["reason"])
+    (spikes,) = (f["message"] for f in result["findings"] if f["code"] == "golden.integer")
+    assert re.search(where, spikes)
     assert files.read_json(bundle / "validation.json")["verdict"] == "fail"
     assert "What failed" in (bundle / "report.html").read_text()
 
@@ -473,3 +475,11 @@ def test_lava_sees_a_weight_that_was_changed_by_8(bundle):
     # Lava is compared on two images; the integers' own recording shows it on all sixteen.
     assert ("golden.integer", "lif2") in found and ("lowering.weights", "conv2") in found
     assert not any(node in ("lif1", "conv1") for _, node in found)
+
+
+def test_what_a_chip_cannot_hold_is_no_error_of_an_onnx_model(bundle, monkeypatch):
+    wide = Finding("scale_range", "error", "lif1", "no integer threshold works", remedy="none")
+    monkeypatch.setattr("stars_deploy.workflow.validate.check", lambda graph, profile: [wide])
+    result = validate(bundle, "loihi2", "onnx")
+    assert result["verdict"] == "pass"
+    assert [f["severity"] for f in result["findings"] if f["code"] == "scale_range"] == ["warning"]

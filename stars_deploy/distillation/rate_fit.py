@@ -73,7 +73,10 @@ def fit_gaussian(
     z = mean + nodes[:, None] * std  # [Q, C]
     relu = z.clamp(min=0)
     on = ((z > 0) * weights[:, None]).sum(0).clamp(min=1e-12)
-    unit = ((relu.square() * weights[:, None]).sum(0) / on).sqrt().clamp(min=1e-6)
+    unit = ((relu.square() * weights[:, None]).sum(0) / on).sqrt()
+    # A ReLU that never opens has no size: any slope fits it, and that of its deviation is no
+    # weight of a thousand, which integers could not hold.
+    unit = torch.where(unit > 0, unit, std).clamp(min=1e-6)
     first, full = threshold_currents(neuron, T)
     # The staircase of rates starts at about 0.3 and ends at about 2 of the ReLU's size.
     slope = max(full - first, 0.1 * full) / (1.7 * unit)

@@ -127,10 +127,9 @@ def _pickled(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
-    except pickle.UnpicklingError as problem:
-        reason = (str(problem).strip().splitlines() or ["damaged"])[0][:160]
+    except pickle.UnpicklingError:
         raise WeightsError(
-            f"{path}: holds more than tensors, and nothing in it is executed ({reason}); save the "
+            f"{path}: holds more than tensors, and nothing in it is executed; save the "
             "weights alone: torch.save(model.state_dict(), FILE), or as safetensors"
         ) from None
     except Exception as problem:  # torch raises whatever its parsers raise on a damaged file

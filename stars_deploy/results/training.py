@@ -140,7 +140,7 @@ class ImportedTeacher(TypedDict):
     weights_sha256: str
     """Of that file."""
     parameters: int
-    """Of the traced teacher."""
+    """Of the teacher."""
     classes: int
     """Logits."""
     largest_relative_difference: float

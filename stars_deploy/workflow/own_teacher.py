@@ -220,7 +220,19 @@ def _images(request: Request, base: Any) -> Json:
     for key in ("mean", "std"):
         if isinstance(known[key], list) and len(known[key]) == 1:
             known[key] = known[key] * _shape(known["shape"])[0]
+    _require_small_pixels(known)
     return known
+
+
+def _require_small_pixels(known: Json) -> None:
+    """Refuse constants for pixels of 0 to 255: the network's are divided by 255 first."""
+    for key in ("mean", "std"):
+        values = known[key] if isinstance(known[key], list) else [known[key]]
+        if any(isinstance(value, int | float) and value > 1 for value in values):
+            raise InputError(
+                f"--{key} {','.join(map(str, values))}: expected numbers up to 1, for pixels of 0 "
+                "to 1; divide constants for pixels of 0 to 255 by 255"
+            )
 
 
 def _shape(value: Any) -> tuple[int, int, int]:
@@ -246,7 +258,7 @@ def _about(request: Request, module: nn.Module, traced: Any) -> Json:
         "module": type(module).__name__,
         "weights": request.weights.name,
         "weights_sha256": sha256(request.weights),
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "classes": network.fc.out_features,
         "largest_relative_difference": traced.difference,
         "neurons": {f"lif{number}": place for number, place in enumerate(places, 1)},

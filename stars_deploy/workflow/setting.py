@@ -155,7 +155,8 @@ def _require_profile(bundle: Bundle, engine: str, profile: Profile) -> None:
     if made_for != profile.name:
         raise InputError(
             f"--profile {profile.name}: the integer parameters of {bundle.path} are for profile "
-            f"{made_for}; validate with that, or export with --profile {profile.name}"
+            f"{made_for}; give --profile {made_for} (of a chip of your own: its file), or export "
+            f"with --profile {profile.name}"
         )
 
 

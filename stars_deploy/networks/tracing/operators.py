@@ -186,9 +186,11 @@ def max_pool2d(
         refuse(call.place, "max pooling with dilation or indices has no average in its place")
     layer = _pool(call, x, "max", kernel_size, stride, padding, ceil_mode)
     window, step = layer.kernel[0], layer.stride[0]
+    apart = layer.kernel == layer.stride and layer.padding == (0, 0)
+    chips = "" if apart else "; chips want windows that do not overlap: --pooling stride"
     call.wiring.note(
         f"{call.place}: max pooling (window {window}, stride {step}, padding {layer.padding[0]}) "
-        "becomes average pooling in the twin"
+        f"becomes average pooling in the twin{chips}"
     )
     return call.wiring.extended(x, layer, call.place)
 
