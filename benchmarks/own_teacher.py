@@ -22,7 +22,7 @@ from typing import Any
 from common import environment, mean_and_sd, save
 
 ROOT = Path(__file__).parent.parent
-# About a minute of distillation on two idle cores, half of it synthesis.
+# About four minutes of distillation on two idle cores.
 SHORT = ["run.epochs=3", "kd.steps=40", "synthesis.nayer.gwp_loops=6"]
 CIFAR = "--image-shape 3,32,32 --mean 0.4914,0.4822,0.4465 --std 0.2023,0.1994,0.201"
 NAMES = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
